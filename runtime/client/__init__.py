@@ -1,0 +1,1 @@
+"""The library that a driver, or an actor that calls others, uses."""

@@ -1,0 +1,1 @@
+"""The head: membership, ledger, placement, names. ``cluster.py`` decides, ``server.py`` talks."""
