@@ -116,7 +116,14 @@ class PlacementTimeoutError(PlacementError, TimeoutError):
 
 
 class ActorError(HeadwayError):
-    """About one actor."""
+    """About one actor. ``evidence`` (an ``ExitEvidence`` or None) says how it ended: exit code or signal, last log lines, memory."""
+
+    def __init__(self, message: str = "the actor failed", evidence: Any = None) -> None:
+        super().__init__(message)
+        self.evidence = evidence
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (str(self), self.evidence))
 
 
 class ActorStartError(ActorError):
@@ -124,14 +131,7 @@ class ActorStartError(ActorError):
 
 
 class ActorDiedError(ActorError):
-    """The actor ended. ``evidence`` (an ``ExitEvidence`` or None) says how: exit code or signal, last log lines, memory."""
-
-    def __init__(self, message: str = "the actor died", evidence: Any = None) -> None:
-        super().__init__(message)
-        self.evidence = evidence
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (str(self), self.evidence))
+    """The actor ended; ``evidence`` says how."""
 
 
 class ActorNotFoundError(ActorError, ValueError):
