@@ -55,7 +55,8 @@ def _file(module: ModuleType) -> str:
 
 def _displace(name: str, module: ModuleType) -> None:
     where = getattr(module, "__file__", None) or "without a file"
-    sys.stderr.write(f"headway: your module {name!r} ({where}) has the name of one of ours and is replaced by it: please rename yours.\n")
+    sys.stderr.write(f"headway: your module {name!r} ({where}) has the name of one of ours, which displaces it; what it defines is sent "
+                     "by value. Better rename it.\n")
     displaced[name] = module
     for key, part in list(sys.modules.items()):
         # A module that is still being imported (its first line was `import runtime`) must stay until that import ends.

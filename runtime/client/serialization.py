@@ -1,14 +1,15 @@
 """The only file that pickles: values, calls, functions and exceptions to bytes and back.
 
 Plain pickle (protocol 5) comes first, it is several times faster; cloudpickle is the fall-back. What lives in ``__main__`` goes by value,
-because the other side's ``__main__`` is another one; so does a user's module that has the name of one of ours (a script called
-``train.py``). Contiguous buffers of 64 KiB and more (NumPy arrays) stay outside the pickle, so that they cross the wire without further
+because the other side's ``__main__`` is another one; so does a user's module that has the name of one of ours and was displaced by it
+(runtime.pinned). Contiguous buffers of 64 KiB and more (NumPy arrays) stay outside the pickle, so that they cross the wire without further
 copies. If something can't be pickled, the error names the argument and the captured variable that is to blame.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import pickle
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 from runtime.client.notice import say
 from runtime.errors import ArgumentError, SerializationError
 from runtime.limits import LIMITS
+from runtime.pinned import displaced, displaced_hidden
 
 __all__ = ["Buffer", "dumps", "dumps_actor", "dumps_call", "dumps_error", "dumps_function", "join_call", "loads", "loads_error"]
 
@@ -26,7 +28,6 @@ Buffer = bytes | memoryview
 
 # 64 KiB: below it a copy is cheaper than a buffer of its own; also what a message carries inline (limits.inline_bytes).
 OUT_OF_BAND_BYTES = 64 * 1024
-OUR_NAMES = frozenset({"runtime", "train", "lightning_ext"})
 # How deep the search for the culprit goes: deeper than people nest, shallow enough to end soon in cyclic object graphs.
 SEARCH_DEPTH = 12
 
@@ -185,7 +186,7 @@ def _pickle_in_band(value: object) -> bytes:
 def _plain(value: object, keep_inside: Callable[[pickle.PickleBuffer], bool] | None) -> bytes | None:
     """The plain pickle; None where cloudpickle has to do it: something is local, in ``__main__`` or of a module registered "by value"."""
     cloudpickle = sys.modules.get("cloudpickle")
-    if cloudpickle is not None and cloudpickle.cloudpickle.list_registry_pickle_by_value():
+    if displaced or (cloudpickle is not None and cloudpickle.cloudpickle.list_registry_pickle_by_value()):
         return None
     try:
         data = pickle.dumps(value, 5, buffer_callback=keep_inside)
@@ -196,41 +197,34 @@ def _plain(value: object, keep_inside: Callable[[pickle.PickleBuffer], bool] | N
 
 def _by_value(value: object, keep_inside: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
     file = io.BytesIO()
-    _pickler_class()(file, protocol=5, buffer_callback=keep_inside).dump(value)
+    with displaced_hidden():
+        _pickler_class()(file, protocol=5, buffer_callback=keep_inside).dump(value)
     return file.getvalue()
 
 
 @functools.cache
 def _pickler_class() -> Callable[..., Any]:
-    """Pickler of cloudpickle (imported late: 20 ms) that sends a user's module with one of our names by value."""
+    """Pickler of cloudpickle (imported late: 20 ms) that sends displaced modules by value."""
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no annotations
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, types.ModuleType):
-                if _is_namesake(obj.__name__, getattr(obj, "__file__", None)):
-                    _say_by_value(obj.__name__)
-                    state = {key: value for key, value in vars(obj).items() if not (key.startswith("__") and key.endswith("__"))}
-                    return types.ModuleType, (obj.__name__,), state
-            elif isinstance(obj, types.FunctionType) and _is_namesake(obj.__module__, obj.__code__.co_filename):
-                _say_by_value(obj.__module__)
+            if isinstance(obj, types.ModuleType) and obj.__name__ in displaced:  # the user's, or ours through which it is reached
+                theirs = vars(displaced[obj.__name__])
+                state = {key: value for key, value in theirs.items() if not (key.startswith("__") and key.endswith("__"))}
+                return _DisplacedModule, (obj.__name__,), state
             return super().reducer_override(obj)
 
     return Pickler
 
 
-def _is_namesake(module: str | None, file: str | None) -> bool:
-    """True for a user's module whose top name is one of ours."""
-    top = (module or "").partition(".")[0]
-    if top not in OUR_NAMES or file is None or file.startswith("<"):
-        return False
-    ours = sys.modules.get(top)
-    return ours is not None and not any(file.startswith(folder) for folder in getattr(ours, "__path__", ()))
+class _DisplacedModule(types.ModuleType):
+    """A user's module on the other side; what it lacks is looked up in ours of that name."""
 
-
-@functools.cache
-def _say_by_value(module: str) -> None:
-    say(f"your module {module!r} has the name of one of ours: it is sent by value. Rename it to have it imported on the other side.")
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 # ---- naming the culprit ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import pickle
 import subprocess
 import sys
@@ -112,17 +113,22 @@ def test_modules_registered_by_value_are_respected(monkeypatch: pytest.MonkeyPat
     assert load_elsewhere(buffers, "value()") == "7"
 
 
-def test_a_users_module_with_our_name_goes_by_value_with_one_line(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text("SCALE = 3\ndef helper(x): return SCALE * x\nclass Model:\n    def run(self): return helper(4)\n")
-    (tmp_path / "main.py").write_text(
-        "import pickle, sys, train\n"
-        "from train import Model, helper\n"
-        f"sys.path.insert(1, {str(ROOT)!r})\n"
-        "ours = type(sys)('train'); ours.__path__ = ['/nowhere']; sys.modules['train'] = ours\n"
-        "from runtime.client.serialization import dumps\n"
-        "def use(): return helper(1), Model().run(), train.helper(2)\n"
-        "sys.stdout.buffer.write(pickle.dumps(dumps(use, what='use')))\n")
-    done = subprocess.run([sys.executable, "main.py"], capture_output=True, cwd=tmp_path, check=False)
+def run_main(folder: Path) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "main.py"], capture_output=True, cwd=folder, env=environment, check=False)
+
+
+USE = ("import pickle, sys\nfrom runtime.client.serialization import dumps\n"
+       "def use(): return helper(1), Model().run(), train.helper(2)\n"
+       "sys.stdout.buffer.write(pickle.dumps(dumps(use, what='use')))\n")
+USERS_TRAIN = "SCALE = 3\ndef helper(x): return SCALE * x\nclass Model:\n    def run(self): return helper(4)\n"
+
+
+@pytest.mark.parametrize("first_line", ["", "import runtime\nfrom train import ScalingConfig\n"])
+def test_a_users_module_with_our_name_goes_by_value_with_one_line(tmp_path: Path, first_line: str) -> None:
+    (tmp_path / "train.py").write_text(first_line + USERS_TRAIN)
+    (tmp_path / "main.py").write_text("import train\nfrom train import Model, helper\nimport runtime\n" + USE)
+    done = run_main(tmp_path)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stderr.decode().count("\n") == 1
     assert "'train'" in done.stderr.decode()
