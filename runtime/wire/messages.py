@@ -282,6 +282,7 @@ class StartActors(Message):
     cwd: str
     sys_path: tuple[str, ...]
     stream_logs: bool
+    namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True)
