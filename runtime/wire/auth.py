@@ -24,12 +24,13 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import AuthenticationError, HeadwayError, ProtocolError, VersionMismatchError, by_name
+from runtime.errors import AuthenticationError, ProtocolError, VersionMismatchError, by_name
 from runtime.wire.address import host_id
 from runtime.wire.codec import decode, encode, unpacker
 from runtime.wire.messages import PROTOCOL, Challenge, Failed, Hello, Message, Proof, Welcome
 
-__all__ = ["Acceptor", "Dialler", "Handshake", "Identity", "VERSION", "default_token_path", "load_or_create_token", "load_token"]
+__all__ = ["Acceptor", "Dialler", "Handshake", "Identity", "VERSION", "clean", "default_token_path", "load_or_create_token", "load_token",
+           "who"]
 
 VERSION = "0.1.0"
 TOKEN_BYTES = 32
@@ -55,6 +56,7 @@ class Handshake:
         if not token:
             raise AuthenticationError("The token is empty: load it from the token file, it is what protects this cluster.")
         self._token = token
+        self._token_id = hashlib.sha256(token).hexdigest()[:8]
         self._identity = identity
         self._transcript = hashlib.sha256()
         self._unpack = unpacker()
@@ -70,7 +72,7 @@ class Handshake:
         """
         message = decode(body, self._unpack).message
         if isinstance(message, Failed):
-            raise _as_told(message)
+            raise by_name(message.error, clean(message.text))
         return self._step(message, body)
 
     def _step(self, message: Message, body: bytes) -> bytes | None:
@@ -83,7 +85,8 @@ class Handshake:
 
     def _introduction(self, kind: type[Hello] | type[Challenge]) -> Hello | Challenge:
         return kind(role=self._identity.role, name=self._identity.name, protocol=PROTOCOL, version=VERSION,
-                    python=platform.python_version(), pid=os.getpid(), host_id=host_id(), nonce=secrets.token_bytes(NONCE_BYTES), token_id=_token_id(self._token))
+                    python=platform.python_version(), pid=os.getpid(), host_id=host_id(), nonce=secrets.token_bytes(NONCE_BYTES),
+                    token_id=self._token_id)
 
     def _mac(self, label: bytes) -> bytes:
         return hmac.digest(self._token, label + self._transcript.digest(), "sha256")
@@ -92,8 +95,8 @@ class Handshake:
         """Refuse early, with a text that helps; what protects is the MAC."""
         if remote.protocol != PROTOCOL:
             raise VersionMismatchError(
-                f"{remote.role} {remote.name!r} speaks protocol {remote.protocol} (headway {remote.version}, Python {remote.python}), "
-                f"{self._identity.role} {self._identity.name!r} speaks {PROTOCOL} (headway {VERSION}, Python {platform.python_version()}). "
+                f"{who(remote)} speaks protocol {remote.protocol} (headway {clean(remote.version, 32)}, Python {clean(remote.python, 32)}), "
+                f"{self._identity.role} {self._identity.name} speaks {PROTOCOL} (headway {VERSION}, Python {platform.python_version()}). "
                 f"Install the same version on both sides: pip install headway=={VERSION}")
         if len(remote.nonce) != NONCE_BYTES:
             raise ProtocolError(f"{type(remote).__name__} has a nonce of {len(remote.nonce)} bytes, not {NONCE_BYTES}.")
@@ -105,19 +108,18 @@ class Dialler(Handshake):
 
     def start(self) -> bytes:
         """The body of Hello."""
-        self._hello = self._introduction(Hello)
-        return self._note(encode(self._hello, 0, 0))
+        return self._note(encode(self._introduction(Hello), 0, 0))
 
     def _step(self, message: Message, body: bytes) -> bytes | None:
         if isinstance(message, Challenge) and self.remote is None:
             self._check_remote(message)
-            if message.token_id != self._hello.token_id:
-                raise _wrong_token(self._hello.token_id, message.token_id)
+            if message.token_id != self._token_id:
+                raise _wrong_token(self._token_id, message.token_id)
             self._note(body)
             return encode(Proof(self._mac(DIALLER_LABEL)), 0, 0)
         if isinstance(message, Welcome) and self.remote is not None:
             if not hmac.compare_digest(message.mac, self._mac(LISTENER_LABEL)):
-                raise AuthenticationError(f"Authentication failed: who answered as {self.remote.role} {self.remote.name!r} could not prove "
+                raise AuthenticationError(f"Authentication failed: who answered as {who(self.remote)} could not prove "
                                           "that it holds the token. It may be another program, or stand between you and the cluster.")
             self.done = True
             return None
@@ -130,8 +132,8 @@ class Acceptor(Handshake):
     def _step(self, message: Message, body: bytes) -> bytes | None:
         if isinstance(message, Hello) and self.remote is None:
             self._check_remote(message)
-            if message.token_id != _token_id(self._token):
-                raise _wrong_token(message.token_id, _token_id(self._token))
+            if message.token_id != self._token_id:
+                raise _wrong_token(message.token_id, self._token_id)
             self._note(body)
             return self._note(encode(self._introduction(Challenge), 0, 0))
         if isinstance(message, Proof) and self.remote is not None:
@@ -160,14 +162,16 @@ def load_token(path: str | os.PathLike[str] | None = None) -> bytes:
                                   f"there with mode 0600, or set HEADWAY_TOKEN_FILE.") from exc
     except OSError as exc:
         raise AuthenticationError(f"Token file {path} can't be opened ({exc.strerror}): it must be a regular file of yours.") from exc
-    with os.fdopen(fd, "rb") as file:
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise AuthenticationError(f"Token file {path} must be a regular file of user {os.geteuid()}; it is user {status.st_uid}'s.")
         if status.st_mode & 0o077:
             raise AuthenticationError(f"Token file {path} has mode {stat.S_IMODE(status.st_mode):04o}, so others can read it. "
                                       f"Close it (chmod 600 {path}); if this host is shared, make a new token.")
-        content = file.read(4 * TOKEN_BYTES).strip()
+        content = os.read(fd, 4 * TOKEN_BYTES).strip()
+    finally:
+        os.close(fd)
     try:
         token = bytes.fromhex(content.decode("ascii"))
     except ValueError:
@@ -198,16 +202,16 @@ def load_or_create_token(path: str | os.PathLike[str] | None = None) -> bytes:
     return load_token(path)
 
 
-def _token_id(token: bytes) -> str:
-    return hashlib.sha256(token).hexdigest()[:8]
-
-
 def _wrong_token(dialler: str, listener: str) -> AuthenticationError:
-    return AuthenticationError(f"Authentication failed: this token (sha256 {dialler:.8}..) is not the cluster's ({listener:.8}..). "
-                               f"Copy {default_token_path()} from the head's host or set HEADWAY_TOKEN_FILE.")
+    return AuthenticationError(f"Authentication failed: this token (sha256 {clean(dialler, 8)}..) is not the cluster's "
+                               f"({clean(listener, 8)}..). Copy {default_token_path()} from the head's host or set HEADWAY_TOKEN_FILE.")
 
 
-def _as_told(failed: Failed) -> HeadwayError:
-    """The error that the other side says it is; it is not authenticated, so its text is made harmless."""
-    text = "".join(c if c.isprintable() else " " for c in failed.text)
-    return by_name(failed.error, text)
+def who(remote: Hello | Challenge) -> str:
+    """Role and name as the other side gave them."""
+    return f"{clean(remote.role, 32)} {clean(remote.name, 128) or remote.pid}"
+
+
+def clean(text: str, max_chars: int = 1000) -> str:
+    """What a peer says of itself, fit for logs and error texts."""
+    return "".join(c if c.isprintable() else "?" for c in text[:max_chars])

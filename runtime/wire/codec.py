@@ -43,7 +43,7 @@ class _Local(threading.local):
     """A packer keeps its buffer between calls and must not be shared by threads."""
 
     def __init__(self) -> None:
-        self.pack: Callable[[Any], bytes] = msgpack.Packer(default=_record_values, use_bin_type=True).pack
+        self.pack: Callable[[Any], bytes] = msgpack.Packer(default=_values_of, use_bin_type=True).pack
 
 
 def encode(message: Message, call_id: int, epoch: int, buffers: Sequence[Any] = ()) -> bytes:
@@ -51,9 +51,9 @@ def encode(message: Message, call_id: int, epoch: int, buffers: Sequence[Any] = 
 
     Raises: ArgumentError: a field holds what can't travel.
     """
-    cls: type[Any] = type(message)
+    cls = type(message)
     try:
-        return _local.pack((cls.code, call_id, epoch, buffers, *_values_of(cls)(message)))
+        return _local.pack((cls.code, call_id, epoch, buffers, *_values_of(message)))
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:  # UnicodeEncodeError is a ValueError
         raise ArgumentError(f"{cls.__name__} can't be sent: {exc}.") from exc
 
@@ -172,21 +172,20 @@ _SCALARS: dict[Any, Callable[[str], Check]] = {bool: _exact_check(bool), str: _e
                                                int: _int_check, float: _float_check}
 
 
-@cache
-def _values_of(cls: type[Any]) -> Callable[[Any], tuple[Any, ...]]:
-    names = [f.name for f in dataclasses.fields(cls)]
-    if not names:
-        return lambda _: ()
-    if len(names) == 1:
-        get_only = operator.attrgetter(names[0])
-        return lambda record: (get_only(record),)
-    return cast("Callable[[Any], tuple[Any, ...]]", operator.attrgetter(*names))
+def _values_of(record: Any) -> tuple[Any, ...]:
+    """The fields of a message or record; msgpack asks for those that are nested in others."""
+    get = _getters.get(type(record))
+    if get is None:
+        if not dataclasses.is_dataclass(record):
+            raise TypeError(f"{type(record).__name__} has no place in a message")
+        get = _getters[type(record)] = _getter([f.name for f in dataclasses.fields(record)])
+    return get(record)
 
 
-def _record_values(value: Any) -> tuple[Any, ...]:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _values_of(type(value))(value)
-    raise TypeError(f"{type(value).__name__} has no place in a message")
+def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    if len(names) > 1:
+        return cast("Callable[[Any], tuple[Any, ...]]", operator.attrgetter(*names))
+    return lambda record: tuple(getattr(record, name) for name in names)
 
 
 def _refuse_ext(code: int, _data: bytes) -> Any:
@@ -200,4 +199,5 @@ def _show(value: Any) -> str:
     return "None" if value is None else f"{type(value).__name__} {value!r:.30}"
 
 
+_getters: dict[type[Any], Callable[[Any], tuple[Any, ...]]] = {}
 _local = _Local()

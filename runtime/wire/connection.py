@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from runtime.errors import ArgumentError, ConnectionLostError, HeadwayError, ProtocolError, by_name
 from runtime.limits import LIMITS, Limits
-from runtime.wire.auth import Dialler, Handshake
+from runtime.wire.auth import Dialler, Handshake, clean
 from runtime.wire.codec import decode, encode, unpacker
 from runtime.wire.framing import Buffer, FrameDecoder, Outbox, control_frame
 from runtime.wire.messages import CancelCall, Challenge, Credit, Failed, Goodbye, Hello, Message, Ping, Pong, Proof, Welcome
@@ -342,7 +342,7 @@ class Connection:
 
     def _on_goodbye(self, received: Received) -> None:
         assert isinstance(received.message, Goodbye)
-        reason = received.message.reason
+        reason = clean(received.message.reason)
         self._outbox.clear()
         self._end(ConnectionLostError(f"{self.name} closed the connection{f': {reason}' if reason else ''}."))
 

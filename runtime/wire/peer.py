@@ -16,10 +16,10 @@ from typing import Any
 from runtime.errors import ActorNotFoundError, ConnectError, ConnectionLostError, GetTimeoutError, HeadwayError, ProtocolError
 from runtime.limits import LIMITS, Limits
 from runtime.wire.address import format_tcp, host_id, parse_address
-from runtime.wire.auth import Acceptor, Dialler, Identity, load_or_create_token, load_token
+from runtime.wire.auth import Acceptor, Dialler, Identity, load_or_create_token, load_token, who
 from runtime.wire.connection import Connection, Received, State, wire_text
 from runtime.wire.messages import PROTOCOL, Challenge, Failed, Hello, Message
-from runtime.wire.transport import AcceptLoop, Transport, bind, dial, preamble, refuse
+from runtime.wire.transport import AcceptLoop, Transport, bind, dial, peer_name, preamble, refuse
 
 __all__ = ["Identity", "Listener", "OnClose", "OnMessage", "Peer", "Received", "adopt", "attach", "connect", "connect_retrying", "host_id",
            "listen", "load_or_create_token", "load_token", "peer_pair", "refuse"]
@@ -176,9 +176,9 @@ class Peer:
 
     async def _start(self, sock: socket.socket) -> None:
         """Take over the connected socket; returns when the connection is open. A failure leaves nothing behind."""
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            self.local_host, self.remote_host = sock.getsockname()[0], sock.getpeername()[0]
         try:
+            if sock.family != socket.AF_UNIX:
+                self.local_host, self.remote_host = sock.getsockname()[0], sock.getpeername()[0]
             await self._transport.start(sock)
             await self._opened
         except BaseException:
@@ -192,33 +192,34 @@ class Peer:
         remote = self._connection.remote
         if remote is not None:
             self.hello = remote
-            self.name = self._connection.name = f"{_clean(remote.role)} {_clean(remote.name) or remote.pid} ({self._connection.name})"
+            self.name = self._connection.name = f"{who(remote)} ({self.name})"
         if not self._opened.done():
             self._opened.set_result(None)
         if self._on_open is not None:
-            self._on_open(self)
+            self._guard(self._on_open)
         if self._on_message is None:
             self._transport.pause_reading()
 
     def _receive(self, received: Received) -> None:
         if self._on_message is None:
             self._backlog.append(received)
-            return
-        try:
-            self._on_message(self, received)
-        except Exception:  # the owner's fault must not pass for the peer's
-            logger.exception("%s: on_message failed at %s", self.name, type(received.message).__name__)
-            self.close("internal error")
+        else:
+            self._guard(self._on_message, received)
 
     def _lost(self) -> None:
         error = self._connection.error or ConnectionLostError(f"The connection to {self.name} is closed.")
         if not self._opened.done():
             self._opened.set_exception(error)
         elif self.on_close is not None and not self._opened.cancelled():
-            try:
-                self.on_close(self, error)
-            except Exception:
-                logger.exception("%s: on_close failed", self.name)
+            self._guard(self.on_close, error)
+
+    def _guard(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call the owner's code, whose faults must not pass for the peer's."""
+        try:
+            callback(self, *args)
+        except Exception:
+            logger.exception("%s: %r failed at %.200r", self.name, callback, args)
+            self.close("internal error")
 
 
 async def connect(address: str, *, token: bytes, identity: Identity, on_message: OnMessage, on_close: OnClose, target: str = "",
@@ -228,18 +229,18 @@ async def connect(address: str, *, token: bytes, identity: Identity, on_message:
     Raises: ConnectError: says refused, time-out, failed name look-up or no such socket file. AuthenticationError. VersionMismatchError.
         ArgumentError: ``address`` is none.
     """
-    sock = await dial(parse_address(address), limits)
     connection = Connection(Dialler(token, identity), name=address, limits=limits, preamble=preamble(target))
+    sock = await dial(parse_address(address), limits)
     peer = Peer(connection, limits=limits, on_message=on_message, on_close=on_close)
     try:
         async with asyncio.timeout(limits.handshake_s):
             await peer._start(sock)
     except TimeoutError as exc:
         raise ConnectError(f"cannot reach {address} (time-out: connected, but no handshake within {limits.handshake_s:g} s)") from exc
-    except ConnectionLostError as exc:
-        raise ConnectError(f"cannot reach {address} ({exc})") from exc
     except ProtocolError as exc:
         raise ConnectError(f"cannot reach {address}: what listens there does not speak this protocol ({exc})") from exc
+    except OSError as exc:  # ConnectionLostError among them
+        raise ConnectError(f"cannot reach {address} ({exc})") from exc
     return peer
 
 
@@ -289,7 +290,11 @@ async def listen(addresses: list[str], *, token: bytes, identity: Identity, on_p
     async def greet(sock: socket.socket, name: str, target: str, admitted: Callable[[], None]) -> None:
         if target and on_handover is not None:
             admitted()
-            on_handover(sock, target)
+            try:
+                on_handover(sock, target)
+            except Exception:
+                sock.close()
+                logger.exception("%s: handing over to actor %s failed", name, target)
         elif target:
             await refuse(sock, ActorNotFoundError(f"{identity.role} {identity.name!r} has no actors to connect to."), limits)
         else:
@@ -317,12 +322,14 @@ async def listen(addresses: list[str], *, token: bytes, identity: Identity, on_p
 async def adopt(sock: socket.socket, *, token: bytes, identity: Identity, limits: Limits = LIMITS) -> Peer:
     """The open peer of an accepted socket whose preamble was consumed. Nothing is read from it until ``on_message`` is set.
 
-    Raises: the error that the handshake failed with; TimeoutError: not within ``handshake_s``. The socket is closed then.
+    Raises: HeadwayError: the handshake failed, or was not done within ``handshake_s``; the socket is closed.
     """
-    name = format_tcp(*sock.getpeername()[:2]) if sock.family != socket.AF_UNIX else "unix socket"
-    peer = Peer(Connection(Acceptor(token, identity), name=name, limits=limits), limits=limits)
-    async with asyncio.timeout(limits.handshake_s):
-        await peer._start(sock)
+    peer = Peer(Connection(Acceptor(token, identity), name=peer_name(sock), limits=limits), limits=limits)
+    try:
+        async with asyncio.timeout(limits.handshake_s):
+            await peer._start(sock)
+    except TimeoutError as exc:
+        raise ConnectError(f"{peer.name} did not finish the handshake within {limits.handshake_s:g} s.") from exc
     return peer
 
 
@@ -345,8 +352,3 @@ async def peer_pair(on_message_a: OnMessage = lambda peer, received: None, on_me
 def _stranger(name: str) -> Hello:
     """Who did not introduce himself."""
     return Hello(role="", name=name, protocol=PROTOCOL, version="", python="", pid=0, host_id="", nonce=b"")
-
-
-def _clean(text: str) -> str:
-    """A name fit for logs."""
-    return "".join(c if c.isprintable() else "?" for c in text[:128])

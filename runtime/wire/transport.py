@@ -24,7 +24,7 @@ from runtime.wire.connection import Connection, State, wire_text
 from runtime.wire.framing import control_frame
 from runtime.wire.messages import Failed
 
-__all__ = ["AcceptLoop", "PREAMBLE_BYTES", "Transport", "bind", "dial", "preamble", "refuse", "target_of"]
+__all__ = ["AcceptLoop", "PREAMBLE_BYTES", "Transport", "bind", "dial", "peer_name", "preamble", "refuse", "target_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class Transport(asyncio.BufferedProtocol):
         self._stream: asyncio.Transport | None = None
         self._paused = False
         self._flush_scheduled = False
+        self._said_all = False
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._close_deadline: asyncio.TimerHandle | None = None
 
@@ -116,8 +117,10 @@ class Transport(asyncio.BufferedProtocol):
             self.flush_soon()
 
     def eof_received(self) -> None:
-        """The other side sends no more; the loop closes the socket."""
+        """The other side sends no more; the loop closes the socket behind what it has left to write."""
         self.connection.eof()
+        if self.connection.state is State.CLOSED:
+            self.abort()  # nobody reads that any more
 
     def pause_writing(self) -> None:
         """The kernel's buffer is full."""
@@ -151,11 +154,13 @@ class Transport(asyncio.BufferedProtocol):
             self._close(stream)
 
     def _close(self, stream: asyncio.Transport) -> None:
-        """Close once the last words are written; a peer that does not take them is cut off."""
+        """Half-close behind the last words, then wait for the other side's end: closing over unread bytes would lose the words."""
         if self._close_deadline is None:
-            self._close_deadline = self._loop.call_later(self._limits.tcp_user_timeout_s, stream.abort)
-        if not self.connection.queued_bytes:
-            stream.close()
+            self._close_deadline = self._loop.call_later(self._limits.handshake_s, stream.abort)
+            stream.resume_reading()
+        if not self.connection.queued_bytes and not self._said_all:
+            self._said_all = True
+            stream.write_eof()
 
     def _wake_waiters(self) -> None:
         queued = 0 if self.closed.is_set() else self.queued_bytes
@@ -181,6 +186,16 @@ def tune(sock: socket.socket, limits: Limits) -> None:
     for name, value in seconds:
         if hasattr(socket, name):  # macOS lacks some
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), max(1, round(value)))
+
+
+def peer_name(sock: socket.socket) -> str:
+    """The other end of a connected socket, for people."""
+    if sock.family == socket.AF_UNIX:
+        return "unix socket"
+    try:
+        return format_tcp(*sock.getpeername()[:2])
+    except OSError:
+        return "a closed connection"
 
 
 def preamble(target: str = "") -> bytes:
@@ -221,7 +236,11 @@ async def dial(address: Address, limits: Limits = LIMITS) -> socket.socket:
 async def _dial_tcp(address: Address) -> socket.socket:
     """The first of the name's addresses that answers; the error of the last one if none does."""
     error: OSError = OSError(f"{address.host} has no address")
-    for family, _, _, _, target in await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM):
+    try:
+        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)  # never blocks
+    except socket.gaierror:
+        found = await asyncio.get_running_loop().getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    for family, _, _, _, target in found:
         try:
             return await _connected(family, target)
         except OSError as exc:
@@ -322,9 +341,9 @@ class AcceptLoop:
                 logger.error("accept: %s; trying again in %g s", exc, self._limits.redial_max_s)
                 await asyncio.sleep(self._limits.redial_max_s)
                 continue
-            host, name = (address[0], format_tcp(address[0], address[1])) if self._sock.family != socket.AF_UNIX else ("", "unix socket")
+            host = address[0] if self._sock.family != socket.AF_UNIX else ""
             self._make_room(host)
-            task = loop.create_task(self._run_greeting(sock, host, name), name=f"greet {name}")
+            task = loop.create_task(self._run_greeting(sock, host), name=f"greet {address}")
             self._tasks.add(task)
             self._greetings[task] = host
             task.add_done_callback(self._tasks.discard)
@@ -341,8 +360,8 @@ class AcceptLoop:
         self._greetings.pop(task)
         task.cancel()
 
-    async def _run_greeting(self, sock: socket.socket, host: str, name: str) -> None:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
+    async def _run_greeting(self, sock: socket.socket, host: str) -> None:
+        task, name = cast("asyncio.Task[None]", asyncio.current_task()), peer_name(sock)
         try:
             async with asyncio.timeout(self._limits.handshake_s):
                 head = await self._read_preamble(sock)
