@@ -1,0 +1,206 @@
+"""``TorchConfig`` and its backend: one ``torch.distributed`` process group over all ranks, there before the training function starts.
+
+Rendezvous without a race and without names: rank 0 binds a socket on its node's own address (port 0), gives the descriptor to
+``TCPStore`` and publishes address and port; the others look them up. Nothing is closed and bound again, and the store listens on that
+address only, where a ``TCPStore`` that binds by itself listens on all interfaces. All keys are prefixed with run and attempt, and each
+attempt has a store of its own: a late rank of an old attempt can't meet the new one.
+
+This module imports no torch until a rank calls ``setup``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from runtime.errors import ArgumentError, ArgumentTypeError, ConnectError, HeadwayError
+from train.backend import Backend, BackendConfig, RankSetup, Rendezvous
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+__all__ = ["TorchConfig"]
+
+BACKENDS = ("gloo", "nccl", "mpi", "ucc", "xccl")
+INIT_METHODS = ("env", "tcp")
+# Opening one connection to rank 0's store; it listens before its address is published, so only the network can be slow.
+PROBE_S = 30.0
+
+
+@dataclass
+class TorchConfig(BackendConfig):
+    """How ``torch.distributed`` is set up in the ranks.
+
+    Args:
+        backend: None: ``nccl`` if the ranks have GPUs, else ``gloo``. Else a name, or one per device: ``"cpu:gloo,cuda:nccl"``.
+        init_method: accepted for compatibility (``"env"`` or ``"tcp"``); either way the ranks meet in Headway's own store.
+        timeout_s: time-out of the process group's operations, and of the rendezvous.
+    """
+
+    backend: str | None = None
+    init_method: str = "env"
+    timeout_s: float = 1800
+
+    def __post_init__(self) -> None:
+        _check_backend(self.backend)
+        if self.init_method not in INIT_METHODS:
+            raise ArgumentError(f"TorchConfig(init_method={self.init_method!r}): must be one of {', '.join(INIT_METHODS)}.")
+        if isinstance(self.timeout_s, bool) or not isinstance(self.timeout_s, int | float):
+            raise ArgumentTypeError(f"TorchConfig(timeout_s={self.timeout_s!r}): must be a number of seconds, "
+                                    f"not {type(self.timeout_s).__name__}.")
+        if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
+            raise ArgumentError(f"TorchConfig(timeout_s={self.timeout_s!r}): must be > 0 seconds and finite.")
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        """What runs in the ranks."""
+        return _TorchBackend
+
+
+def _check_backend(backend: object) -> None:
+    if backend is None:
+        return
+    if not isinstance(backend, str):
+        raise ArgumentTypeError(f"TorchConfig(backend={backend!r}): must be a string or None, not {type(backend).__name__}.")
+    loaded = sys.modules.get("torch.distributed")  # a backend that the user registered is known only there
+    known = {*BACKENDS, *(loaded.Backend.backend_list if loaded is not None else ())} - {"undefined"}
+    for piece in backend.split(","):
+        device, _, name = piece.rpartition(":")
+        if name.lower() not in known or (":" in piece and not re.fullmatch(r"[a-z]+", device)):
+            raise ArgumentError(f"TorchConfig(backend={backend!r}): {piece!r} is unknown. Choose one of {', '.join(sorted(known))}, or one "
+                                "per device, as in 'cpu:gloo,cuda:nccl'.")
+
+
+class _TorchBackend(Backend):
+    """Runs in each rank: devices, threads and environment, then the process group."""
+
+    # torch._dynamo: the first optimizer or DDP imports it (1.9 s); with both preloaded a forked rank imports nothing up to its first step.
+    preload = ("torch", "torch._dynamo")
+
+    _store: Store | None = None
+
+    def setup(self, ranks: RankSetup, config: BackendConfig, rendezvous: Rendezvous) -> None:
+        """Joins this rank to the process group of its attempt.
+
+        Raises:
+            HeadwayError: GPUs were given but torch has no CUDA; or rank 0's address can't be bound.
+            ConnectError: rank 0's store can't be reached from here.
+        """
+        assert isinstance(config, TorchConfig)
+        import torch
+        import torch.distributed as dist
+
+        backend = config.backend or ("nccl" if ranks.use_gpu else "gloo")
+        torch.set_num_threads(num_threads(ranks))
+        device = _select_device(ranks, backend)
+        timeout = timedelta(seconds=config.timeout_s)
+        host, port = self._open_store(ranks, rendezvous, timeout)
+        _export(ranks, device, host, port)
+        if "nccl" in backend:
+            # A failed collective ends the process (pytorch's 1) instead of a wait for the time-out.
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+        dist.init_process_group(backend, store=dist.PrefixStore(rendezvous.key_prefix, self._store), rank=ranks.rank,
+                                world_size=ranks.world_size, timeout=timeout)
+
+    def _open_store(self, ranks: RankSetup, rendezvous: Rendezvous, timeout: timedelta) -> tuple[str, int]:
+        from torch.distributed import TCPStore
+
+        if ranks.rank == 0:
+            listener = _listen(ranks.host, ranks.world_size)
+            host, port = listener.getsockname()[:2]
+            # multi_tenant: a user's own env:// init on this port then shares the server instead of finding the address in use.
+            self._store = TCPStore(host, port, ranks.world_size, is_master=True, timeout=timeout, wait_for_workers=False,
+                                   multi_tenant=True, master_listen_fd=listener.detach())
+            rendezvous.publish(host, port)
+        else:
+            host, port = rendezvous.lookup(timeout.total_seconds())
+            _probe(ranks, host, port, min(PROBE_S, timeout.total_seconds()))
+            self._store = TCPStore(host, port, ranks.world_size, is_master=False, timeout=timeout, wait_for_workers=False)
+        return host, port
+
+    def teardown(self, ranks: RankSetup, config: BackendConfig) -> None:
+        """Leaves the process group; every rank's training function has returned, so nobody waits in a collective any more.
+
+        The store stays until the process ends: rank 0 holds the server, and its peers may still talk to it.
+        """
+        import torch.distributed as dist
+
+        if dist.is_initialized():  # else the user has destroyed it
+            dist.destroy_process_group()
+
+
+def num_threads(ranks: RankSetup) -> int:
+    """Threads of torch in a rank: ``OMP_NUM_THREADS`` if the user set it, else its CPUs, else its share of the node's cores."""
+    given = max(1, int(ranks.num_cpus))
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) not in (0, given):  # equal to `given` it may as well be the daemon's own setting
+        return int(wanted)
+    if ranks.num_cpus >= 1:
+        return given
+    return max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+
+
+def _select_device(ranks: RankSetup, backend: str) -> str:
+    import torch
+
+    if not ranks.use_gpu:
+        return "cpu"
+    if torch.cuda.is_available():
+        from train.torch.device import devices_of
+
+        device = devices_of(ranks)[0]
+        torch.cuda.set_device(device)
+        return str(device)
+    if "nccl" in backend:
+        raise HeadwayError(f"rank {ranks.rank} on {ranks.host} was given GPU {', '.join(map(str, ranks.gpu_ids))}, but torch "
+                           f"{torch.__version__} sees no CUDA device (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}). "
+                           "Install a CUDA build of torch there, or pass TorchConfig(backend='gloo') to go on without.")
+    return "cpu"
+
+
+def _listen(host: str, world_size: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.bind((host, 0))
+        listener.listen(max(128, world_size))
+    except OSError as exc:
+        listener.close()
+        raise HeadwayError(f"rank 0 cannot listen on {host}, the address by which its node joined: {exc.strerror}. "
+                           "Start that node's daemon again, so that it registers with the address that it has now.") from exc
+    return listener
+
+
+def _probe(ranks: RankSetup, host: str, port: int, limit_s: float) -> None:
+    # TCPStore's own failure to connect is 60 lines of C++ frames; this one names both ends.
+    try:
+        socket.create_connection((host, port), timeout=limit_s).close()
+    except OSError as exc:
+        why = f"no answer within {limit_s:g} s" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
+        raise ConnectError(f"rank {ranks.rank} on {ranks.host} cannot reach rank 0's store at {host} port {port}: {why}. "
+                           "All nodes of a run must reach each other on all ports; look at firewalls and interfaces.") from exc
+
+
+def _export(ranks: RankSetup, device: str, host: str, port: int) -> None:
+    for name in [name for name in os.environ if name.startswith("TORCHELASTIC_")]:
+        del os.environ[name]  # a driver under torchrun: its agent's store is not ours, and libraries would take us for its workers
+    os.environ.update({
+        "RANK": str(ranks.rank),
+        "WORLD_SIZE": str(ranks.world_size),
+        "LOCAL_RANK": str(ranks.local_rank),
+        "LOCAL_WORLD_SIZE": str(ranks.local_world_size),
+        "NODE_RANK": str(ranks.node_rank),
+        "GROUP_RANK": str(ranks.node_rank),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+        # Without these two, accelerate and transformers train each rank on its own, on CPU without a word.
+        "ACCELERATE_TORCH_DEVICE": device,
+        "ACCELERATE_USE_CPU": "true" if device == "cpu" else "false",
+    })
+    if ranks.interface:  # gloo else takes the address of gethostname(), often 127.0.0.1; NCCL chooses well by itself
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", ranks.interface)
