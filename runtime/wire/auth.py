@@ -95,7 +95,7 @@ class Handshake:
         """Refuse early, with a text that helps; what protects is the MAC."""
         if remote.protocol != PROTOCOL:
             raise VersionMismatchError(
-                f"{who(remote)} speaks protocol {remote.protocol} (headway {clean(remote.version, 32)}, Python {clean(remote.python, 32)}), "
+                f"{who(remote)} speaks protocol {remote.protocol} (headway {clean(remote.version)}, Python {clean(remote.python)}), "
                 f"{self._identity.role} {self._identity.name} speaks {PROTOCOL} (headway {VERSION}, Python {platform.python_version()}). "
                 f"Install the same version on both sides: pip install headway=={VERSION}")
         if len(remote.nonce) != NONCE_BYTES:

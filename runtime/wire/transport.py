@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -326,11 +327,10 @@ class AcceptLoop:
         for task in (self._task, *self._greetings):
             task.cancel()
         await asyncio.gather(self._task, *self._tasks, return_exceptions=True)
-        path = self._sock.getsockname() if self._sock.family == socket.AF_UNIX else None
-        self._sock.close()
-        if path:
+        if self._sock.fileno() >= 0 and self._sock.family == socket.AF_UNIX:
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                os.unlink(self._sock.getsockname())
+        self._sock.close()
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -346,7 +346,8 @@ class AcceptLoop:
             task = loop.create_task(self._run_greeting(sock, host), name=f"greet {address}")
             self._tasks.add(task)
             self._greetings[task] = host
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(functools.partial(self._greeted, sock))
+            await asyncio.sleep(0)  # asyncio's sock_accept does not yield while the backlog is full
 
     def _make_room(self, host: str) -> None:
         """The oldest of the same host, or of all, goes. On Unix sockets all come from here: no limit by address."""
@@ -359,6 +360,12 @@ class AcceptLoop:
     def _drop(self, task: asyncio.Task[None]) -> None:
         self._greetings.pop(task)
         task.cancel()
+
+    def _greeted(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._greetings.pop(task, None)
+        if task.cancelled():  # perhaps before it began
+            sock.close()
 
     async def _run_greeting(self, sock: socket.socket, host: str) -> None:
         task, name = cast("asyncio.Task[None]", asyncio.current_task()), peer_name(sock)
@@ -377,11 +384,6 @@ class AcceptLoop:
         except (OSError, HeadwayError) as exc:
             sock.close()
             self._complain(host, f"{name}: {exc}")
-        except asyncio.CancelledError:
-            sock.close()
-            raise
-        finally:
-            self._greetings.pop(task, None)
 
     async def _read_preamble(self, sock: socket.socket) -> bytes:
         """24 bytes and not one more; less if they are not ours."""
