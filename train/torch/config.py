@@ -98,10 +98,10 @@ class _TorchBackend(Backend):
 
         backend = config.backend or ("nccl" if ranks.use_gpu else "gloo")
         torch.set_num_threads(num_threads(ranks))
-        device = _select_device(ranks, backend)
+        _select_device(ranks, backend)
         timeout = timedelta(seconds=config.timeout_s)
         host, port = self._open_store(ranks, rendezvous, timeout)
-        _export(ranks, device, host, port)
+        _export(ranks, host, port)
         if "nccl" in backend:
             # A failed collective ends the process (pytorch's 1) instead of a wait for the time-out.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
@@ -146,22 +146,17 @@ def num_threads(ranks: RankSetup) -> int:
     return max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
 
 
-def _select_device(ranks: RankSetup, backend: str) -> str:
+def _select_device(ranks: RankSetup, backend: str) -> None:
     import torch
 
     if not ranks.use_gpu:
-        return "cpu"
+        return
     if torch.cuda.is_available():
-        from train.torch.device import devices_of
-
-        device = devices_of(ranks)[0]
-        torch.cuda.set_device(device)
-        return str(device)
-    if "nccl" in backend:
+        torch.cuda.set_device(ranks.device_index)
+    elif "nccl" in backend:
         raise HeadwayError(f"rank {ranks.rank} on {ranks.host} was given GPU {', '.join(map(str, ranks.gpu_ids))}, but torch "
                            f"{torch.__version__} sees no CUDA device (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}). "
                            "Install a CUDA build of torch there, or pass TorchConfig(backend='gloo') to go on without.")
-    return "cpu"
 
 
 def _listen(host: str, world_size: int) -> socket.socket:
@@ -186,21 +181,9 @@ def _probe(ranks: RankSetup, host: str, port: int, limit_s: float) -> None:
                            "All nodes of a run must reach each other on all ports; look at firewalls and interfaces.") from exc
 
 
-def _export(ranks: RankSetup, device: str, host: str, port: int) -> None:
+def _export(ranks: RankSetup, host: str, port: int) -> None:
     for name in [name for name in os.environ if name.startswith("TORCHELASTIC_")]:
         del os.environ[name]  # a driver under torchrun: its agent's store is not ours, and libraries would take us for its workers
-    os.environ.update({
-        "RANK": str(ranks.rank),
-        "WORLD_SIZE": str(ranks.world_size),
-        "LOCAL_RANK": str(ranks.local_rank),
-        "LOCAL_WORLD_SIZE": str(ranks.local_world_size),
-        "NODE_RANK": str(ranks.node_rank),
-        "GROUP_RANK": str(ranks.node_rank),
-        "MASTER_ADDR": host,
-        "MASTER_PORT": str(port),
-        # Without these two, accelerate and transformers train each rank on its own, on CPU without a word.
-        "ACCELERATE_TORCH_DEVICE": device,
-        "ACCELERATE_USE_CPU": "true" if device == "cpu" else "false",
-    })
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
     if ranks.interface:  # gloo else takes the address of gethostname(), often 127.0.0.1; NCCL chooses well by itself
         os.environ.setdefault("GLOO_SOCKET_IFNAME", ranks.interface)

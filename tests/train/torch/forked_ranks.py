@@ -1,4 +1,7 @@
-"""A small zygote for tests: ``forked_ranks.py SCENARIO_FILE SETUPS`` imports torch once, forks the ranks and runs the scenario in each."""
+"""A small zygote for tests: ``forked_ranks.py SCENARIO_FILE SETUPS`` imports torch once, forks the ranks and runs the scenario in each.
+
+In a rank, ``train.context`` answers for that rank, and ``train.report`` appends to the list ``train.reported``.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import train
+import train.context
 from train.backend import RankSetup
 from train.torch.config import TorchConfig, _TorchBackend
+from train.train_worker import rank_environment
 
 
 class PipeRendezvous:
@@ -34,8 +41,22 @@ class PipeRendezvous:
         return host.decode(), int(port)
 
 
+def become(ranks: RankSetup) -> None:
+    """Before anything that imports these names from train.context is imported."""
+    getters = {"get_world_size": ranks.world_size, "get_world_rank": ranks.rank, "get_local_rank": ranks.local_rank,
+               "get_local_world_size": ranks.local_world_size, "get_node_rank": ranks.node_rank}
+    context = SimpleNamespace(**{name: lambda value=value: value for name, value in getters.items()})
+    reported: list[Any] = []
+    for module in (train, train.context):
+        vars(module).update(current_ranks=lambda: ranks, in_training_function=lambda: True, get_context=lambda: context)
+    vars(train).update(reported=reported, get_checkpoint=lambda: None,
+                       report=lambda metrics, checkpoint=None: reported.append((metrics, checkpoint and checkpoint.path)))
+    os.environ.update(rank_environment(ranks))
+
+
 def run_rank(ranks: RankSetup, rendezvous: PipeRendezvous, scenario: Path) -> int:
     try:
+        become(ranks)
         names: dict[str, Any] = {}
         exec(compile(scenario.read_text(), str(scenario), "exec"), names)
         result = names["scenario"](ranks, rendezvous, _TorchBackend(), TorchConfig(timeout_s=60))

@@ -39,11 +39,10 @@ def test_unknown_strategy(as_rank: Any) -> None:
 @pytest.mark.process
 def test_ddp_over_two_ranks_steps_like_one_rank_on_all_data(run_ranks: Any) -> None:
     found = run_ranks("""
-        import torch, train.torch.model, train.torch.device
+        import torch
         from train.torch import prepare_model
         def scenario(ranks, rendezvous, backend, config):
             backend.setup(ranks, config, rendezvous)
-            train.torch.model.current_ranks = train.torch.device.current_ranks = lambda: ranks
             torch.manual_seed(0)
             model = prepare_model(torch.nn.Linear(3, 1), parallel_strategy_kwargs={"gradient_as_bucket_view": True})
             data = torch.arange(12.0).reshape(4, 3)[ranks.rank::2]  # (2, 3): this rank's rows
