@@ -104,8 +104,10 @@ class Peer:
 
         Raises: ConnectionLostError: closed. ArgumentError: what is to be sent can't be, or is too big.
         """
-        self._connection.send(message, buffers)
-        self._transport.flush_soon()
+        try:
+            self._connection.send(message, buffers)
+        finally:  # it may have closed the connection
+            self._transport.flush_soon()
 
     def request(self, message: Message, buffers: Sequence[Any] = ()) -> asyncio.Future[Received]:
         """Send a request; the future ends in its reply, in the error that it was answered with, or in ConnectionLostError.
@@ -117,7 +119,8 @@ class Peer:
             call.call_id = self._connection.request(message, buffers, call)
         except ConnectionLostError as exc:
             call.set_exception(exc)
-        self._transport.flush_soon()
+        finally:
+            self._transport.flush_soon()
         return call
 
     async def call(self, message: Message, buffers: Sequence[Any] = (), *, timeout_s: float) -> Received:
@@ -147,8 +150,11 @@ class Peer:
 
     def reply(self, call_id: int, message: Message, buffers: Sequence[Any] = ()) -> None:
         """Answer the request ``call_id``; does nothing when the peer is closed."""
-        if self.is_open:
+        try:
             self._connection.send(message, buffers, -call_id)
+        except ConnectionLostError:
+            pass  # who asked knows
+        finally:
             self._transport.flush_soon()
 
     def reply_error(self, call_id: int, error: HeadwayError) -> None:
