@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from runtime.client.handle import ActorHandle as ActorHandle
     from runtime.client.handle import get_actor as get_actor
     from runtime.client.handle import kill as kill
+    from runtime.client.init import init as init
+    from runtime.client.init import is_initialized as is_initialized
+    from runtime.client.init import shutdown as shutdown
     from runtime.client.inside import channel as channel
     from runtime.client.inside import get_runtime_context as get_runtime_context
     from runtime.client.inside import on_stop_requested as on_stop_requested
@@ -36,9 +39,6 @@ if TYPE_CHECKING:
     from runtime.client.remote import remote as remote
     from runtime.client.serialization import dumps_function as dumps_function
     from runtime.client.serialization import loads as loads
-    from runtime.client.session import init as init
-    from runtime.client.session import is_initialized as is_initialized
-    from runtime.client.session import shutdown as shutdown
     from runtime.client.subscription import Subscription as Subscription
     from runtime.limits import LIMITS as LIMITS
     from runtime.wire.messages import ExitEvidence as ExitEvidence
@@ -56,7 +56,7 @@ _HOME = {
     "remove_placement_group": "client.placement_group",
     "remote": "client.remote",
     "dumps_function": "client.serialization", "loads": "client.serialization",
-    "init": "client.session", "is_initialized": "client.session", "shutdown": "client.session",
+    "init": "client.init", "is_initialized": "client.init", "shutdown": "client.init",
     "Subscription": "client.subscription",
     "ExitEvidence": "wire.messages",
     "LIMITS": "limits",

@@ -6,6 +6,7 @@
     ├── ArgumentError (ValueError)                an argument has a bad value
     ├── ArgumentTypeError (TypeError)             an argument has the wrong type
     ├── NotInitializedError (RuntimeError)        runtime.init() was not called, or shutdown() was
+    ├── AlreadyInitializedError (RuntimeError)    runtime.init() was called before
     ├── ConnectError (ConnectionError)            a peer could not be reached; says refused, time-out or name look-up
     ├── AuthenticationError                       the two sides do not hold the same token; token file problems
     ├── VersionMismatchError                      protocol or Python of the two sides do not fit
@@ -39,6 +40,7 @@ __all__ = [
     "ActorError",
     "ActorNotFoundError",
     "ActorStartError",
+    "AlreadyInitializedError",
     "ArgumentError",
     "ArgumentTypeError",
     "AuthenticationError",
@@ -77,6 +79,10 @@ class ArgumentTypeError(HeadwayError, TypeError):
 
 class NotInitializedError(HeadwayError, RuntimeError):
     """There is no session: ``runtime.init()`` was not called, or ``runtime.shutdown()`` was."""
+
+
+class AlreadyInitializedError(HeadwayError, RuntimeError):
+    """``runtime.init()`` was called before; a process has one session at a time."""
 
 
 class ConnectError(HeadwayError, ConnectionError):

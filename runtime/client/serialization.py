@@ -49,10 +49,10 @@ def dumps_call(args: tuple[Any, ...], kwargs: dict[str, Any], *, what: str) -> l
     return dumps((args, kwargs), what=what, parts=_named_arguments(args, kwargs, what))
 
 
-def dumps_actor(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Buffer]:
-    """Class and constructor arguments of an actor: the triple (cls, args, kwargs), as ``dumps``."""
-    what = f"actor class {cls.__qualname__}"
-    return dumps((cls, args, kwargs), what=what, parts=[(what, cls), *_named_arguments(args, kwargs, cls.__qualname__)])
+def dumps_actor(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, name: str) -> list[Buffer]:
+    """Class (or what loads as the class) and constructor arguments of an actor: the triple (cls, args, kwargs), as ``dumps``."""
+    what = f"actor class {name}"
+    return dumps((cls, args, kwargs), what=what, parts=[(what, cls), *_named_arguments(args, kwargs, name)])
 
 
 def dumps_function(function: Callable[..., Any], what: str) -> bytes:

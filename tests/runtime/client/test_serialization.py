@@ -165,10 +165,10 @@ def test_bad_actor_class_and_argument_are_named() -> None:
         def run(self) -> None:
             lock.acquire()
 
-    with pytest.raises(SerializationError, match=r"actor class .*Holder captures '.*lock' \(_thread.lock\).*inside the class"):
-        dumps_actor(Holder, (), {})
+    with pytest.raises(SerializationError, match=r"actor class Holder captures '.*lock' \(_thread.lock\).*inside the class"):
+        dumps_actor(Holder, (), {}, name="Holder")
     with pytest.raises(SerializationError, match=r"argument 0 of int is a _thread.lock"):
-        dumps_actor(int, (lock,), {})
+        dumps_actor(int, (lock,), {}, name="int")
 
 
 def test_cyclic_values_end_the_search() -> None:

@@ -1,0 +1,76 @@
+"""``headway head | worker | run``: the command line. Each command starts the module of that name."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+
+import runtime
+
+__all__ = ["main"]
+
+USAGE = """usage: headway [--version] [--help] COMMAND ...
+
+commands:
+  head [OPTIONS]           start a head on this host (python -m runtime.head)
+  worker [OPTIONS]         join this host to a cluster (python -m runtime.worker)
+  run SCRIPT [ARGS ...]    run a Python script; `train` and `lightning_ext` are ours in it, whatever it is called
+
+`headway head --help` and `headway worker --help` list their options.
+"""
+MODULES = {"head": "runtime.head", "worker": "runtime.worker"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns: the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else ""
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"headway {runtime.__version__}")
+        return 0
+    if command in MODULES:
+        sys.argv = [f"headway {command}", *arguments[1:]]
+        runpy.run_module(MODULES[command], run_name="__main__", alter_sys=False)
+        return 0
+    if command == "run":
+        return _run(arguments[1:])
+    print(f"{USAGE}\nheadway: {f'unknown command {command!r}' if command else 'a command is missing'}", file=sys.stderr)
+    return 2
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: headway run SCRIPT [ARGS ...]", file=sys.stderr)
+        return 2
+    script = arguments[0]
+    if not os.path.isfile(script):
+        print(f"headway run: there is no file {script!r}.", file=sys.stderr)
+        return 2
+    sys.argv = arguments
+    # As `python SCRIPT` does, and instead of this program's directory.
+    sys.path[:0 if sys.flags.safe_path else 1] = [os.path.dirname(os.path.abspath(script))]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except Exception as exc:  # noqa: BLE001 - the user's script; shown as Python would show it
+        traceback.print_exception(type(exc), exc, _of_script(exc.__traceback__, script))
+        return 1
+    return 0
+
+
+def _of_script(trace: TracebackType | None, script: str) -> TracebackType | None:
+    """The traceback from the script's first frame on."""
+    found = trace
+    while found is not None and found.tb_frame.f_code.co_filename != script:
+        found = found.tb_next
+    return found or trace
+
+
+if __name__ == "__main__":
+    sys.exit(main())
