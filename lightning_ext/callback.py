@@ -44,7 +44,7 @@ class TrainReportCallback(pl.Callback):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if stage != "fit" or any(isinstance(callback, _EpochEnd) for callback in callbacks):
             return
-        if isinstance(trainer.strategy.checkpoint_io, pl.plugins.io.AsyncCheckpointIO):
+        if isinstance(trainer.strategy.checkpoint_io, pl.plugins.AsyncCheckpointIO):
             raise RuntimeError("TrainReportCallback cannot report what AsyncCheckpointIO writes later: remove that plugin.")
         # In place: Trainer is iterating over this list and goes on to set up the new member.
         defaults = [index for index, callback in enumerate(callbacks) if _is_default(callback)]
@@ -60,11 +60,11 @@ class TrainReportCallback(pl.Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics.setdefault("epoch", trainer.current_epoch)
         metrics.setdefault("step", trainer.global_step)
-        directory = tempfile.mkdtemp(prefix="headway-lightning-") if trainer.is_global_zero else None
+        directory = tempfile.mkdtemp(prefix="headway-lightning-") if trainer.is_global_zero else ""
         try:
             # One path on all ranks: strategies that write shards put theirs beside rank 0's.
-            path = trainer.strategy.broadcast(directory)
-            trainer.save_checkpoint(os.path.join(path, CHECKPOINT_NAME), weights_only=False)
+            path = os.path.join(trainer.strategy.broadcast(directory), CHECKPOINT_NAME)
+            trainer.save_checkpoint(path, weights_only=False)  # False is the default, which a line in every rank's log would say
             train.report(metrics, checkpoint=train.Checkpoint.from_directory(directory) if directory else None)
         finally:
             if directory:

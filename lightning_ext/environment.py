@@ -14,7 +14,7 @@ __all__ = ["TrainLightningEnvironment"]
 log = logging.getLogger(__name__)
 
 
-class TrainLightningEnvironment(environments.ClusterEnvironment):
+class TrainLightningEnvironment(environments.ClusterEnvironment):  # type: ignore[name-defined, misc]
     """The ranks as Headway started them. May be built anywhere; its values exist only inside a training function.
 
     Raises: RuntimeError: a rank or size is asked for outside a training function.

@@ -100,29 +100,13 @@ class _TorchBackend(Backend):
         torch.set_num_threads(num_threads(ranks))
         _select_device(ranks, backend)
         timeout = timedelta(seconds=config.timeout_s)
-        host, port = self._open_store(ranks, rendezvous, timeout)
+        self._store, host, port = _open_store(ranks, rendezvous, timeout)
         _export(ranks, host, port)
         if "nccl" in backend:
             # A failed collective ends the process (pytorch's 1) instead of a wait for the time-out.
             os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
         dist.init_process_group(backend, store=dist.PrefixStore(rendezvous.key_prefix, self._store), rank=ranks.rank,
                                 world_size=ranks.world_size, timeout=timeout)
-
-    def _open_store(self, ranks: RankSetup, rendezvous: Rendezvous, timeout: timedelta) -> tuple[str, int]:
-        from torch.distributed import TCPStore
-
-        if ranks.rank == 0:
-            listener = _listen(ranks.host, ranks.world_size)
-            host, port = listener.getsockname()[:2]
-            # multi_tenant: a user's own env:// init on this port then shares the server instead of finding the address in use.
-            self._store = TCPStore(host, port, ranks.world_size, is_master=True, timeout=timeout, wait_for_workers=False,
-                                   multi_tenant=True, master_listen_fd=listener.detach())
-            rendezvous.publish(host, port)
-        else:
-            host, port = rendezvous.lookup(timeout.total_seconds())
-            _probe(ranks, host, port, min(PROBE_S, timeout.total_seconds()))
-            self._store = TCPStore(host, port, ranks.world_size, is_master=False, timeout=timeout, wait_for_workers=False)
-        return host, port
 
     def teardown(self, ranks: RankSetup, config: BackendConfig) -> None:
         """Leaves the process group; every rank's training function has returned, so nobody waits in a collective any more.
@@ -157,6 +141,23 @@ def _select_device(ranks: RankSetup, backend: str) -> None:
         raise HeadwayError(f"rank {ranks.rank} on {ranks.host} was given GPU {', '.join(map(str, ranks.gpu_ids))}, but torch "
                            f"{torch.__version__} sees no CUDA device (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}). "
                            "Install a CUDA build of torch there, or pass TorchConfig(backend='gloo') to go on without.")
+
+
+def _open_store(ranks: RankSetup, rendezvous: Rendezvous, timeout: timedelta) -> tuple[Store, str, int]:
+    from torch.distributed import TCPStore
+
+    if ranks.rank == 0:
+        listener = _listen(ranks.host, ranks.world_size)
+        host, port = listener.getsockname()[:2]
+        # multi_tenant: a user's own env:// init on this port then shares the server instead of finding the address in use.
+        store = TCPStore(host, port, ranks.world_size, is_master=True, timeout=timeout, wait_for_workers=False, multi_tenant=True,
+                         master_listen_fd=listener.detach())
+        rendezvous.publish(host, port)
+    else:
+        host, port = rendezvous.lookup(timeout.total_seconds())
+        _probe(ranks, host, port, min(PROBE_S, timeout.total_seconds()))
+        store = TCPStore(host, port, ranks.world_size, is_master=False, timeout=timeout, wait_for_workers=False)
+    return store, host, port
 
 
 def _listen(host: str, world_size: int) -> socket.socket:

@@ -22,7 +22,7 @@ def test_it_is_a_data_parallel_trainer() -> None:
     assert isinstance(TorchTrainer(loop, torch_config=TorchConfig(timeout_s=5)), DataParallelTrainer)
 
 
-@pytest.mark.parametrize(("config", "advice"), [({"backend": "gloo"}, r"got dict, use TorchConfig\(\*\*cfg\)"), ("gloo", "got str")])
+@pytest.mark.parametrize(("config", "advice"), [({"backend": "gloo"}, r"got dict, use TorchConfig\(\*\*cfg\)"), ("gloo", "TorchConfig")])
 def test_torch_config_of_another_type(config: Any, advice: str) -> None:
     with pytest.raises(ArgumentTypeError, match=advice):
         TorchTrainer(loop, torch_config=config)
@@ -33,6 +33,11 @@ def test_nccl_without_gpus_is_refused_at_once() -> None:
         TorchTrainer(loop, torch_config=TorchConfig(backend="nccl"), scaling_config=ScalingConfig(num_workers=2))
     with pytest.raises(ArgumentError, match="use_gpu=True"):
         TorchTrainer(loop, torch_config=TorchConfig(backend="nccl"))
+
+
+def test_unknown_arguments_name_the_closest() -> None:
+    with pytest.raises(ArgumentTypeError, match="did you mean 'torch_config'"):
+        TorchTrainer(loop, torch_cfg=TorchConfig())
 
 
 def test_building_a_trainer_imports_no_torch() -> None:
