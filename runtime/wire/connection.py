@@ -7,7 +7,6 @@ It owns the life cycle, the handshake, the call ids, the calls that wait for a r
 from __future__ import annotations
 
 import enum
-import mmap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -15,10 +14,24 @@ from runtime.errors import ArgumentError, ConnectionLostError, HeadwayError, Pro
 from runtime.limits import LIMITS, Limits
 from runtime.wire.auth import Dialler, Handshake, clean
 from runtime.wire.codec import decode, encode, unpacker
-from runtime.wire.framing import Buffer, FrameDecoder, Outbox, control_frame
-from runtime.wire.messages import CancelCall, Challenge, Credit, Failed, Goodbye, Hello, Message, Ping, Pong, Proof, Welcome
+from runtime.wire.framing import Assembly, Buffer, FrameDecoder, Outbox, control_frame
+from runtime.wire.messages import (
+    CancelCall,
+    Challenge,
+    Credit,
+    Failed,
+    Goodbye,
+    Heartbeat,
+    HeartbeatAck,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Proof,
+    Welcome,
+)
 
-__all__ = ["Connection", "Received", "Reply", "State", "TRANSITIONS", "wire_text"]
+__all__ = ["Connection", "Received", "Reply", "State", "TRANSITIONS", "MAX_ERROR_CHARS", "wire_text"]
 
 
 class State(enum.Enum):
@@ -39,14 +52,12 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.CLOSED: frozenset(),
 }
 
-# Allowed between the chunks of a message. Of these, those that we send ahead of others: a CancelCall must not overtake its call.
-BETWEEN_CHUNKS = frozenset({Ping, Pong, Goodbye, CancelCall, Credit})
-URGENT = frozenset({Ping, Pong, Credit})
+# Sent ahead of others, between the chunks of a big message. Heartbeats: 256 MiB take longer than dead_s on a slow network.
+URGENT = frozenset({Ping, Pong, Credit, Heartbeat, HeartbeatAck})
+BETWEEN_CHUNKS = URGENT | {Goodbye, CancelCall}  # accepted there; we never let a CancelCall overtake its call
 
-# 16 MiB: beyond it clearing a bytearray would block the loop for milliseconds, and memory is better had page by page as bytes arrive.
-MAPPED_BYTES = 16 * 1024 * 1024
-
-MAX_TEXT_CHARS = 800  # of the reason for a refusal; backslashreplace may make 4 of 1, and 4 KiB is the limit
+MAX_REASON_CHARS = 600  # of a goodbye or a refusal: a character may take 6 bytes, and 4 KiB is the limit of the handshake
+MAX_ERROR_CHARS = 100_000  # of an error that answers a request: a table of nodes is long
 
 
 class Received(NamedTuple):
@@ -71,38 +82,6 @@ class Reply(Protocol):
         """It was answered with an error, or will never be answered."""
 
 
-class _Assembly:
-    """A message whose buffers are arriving as bulk."""
-
-    def __init__(self, received: Received, sizes: Sequence[bytes | int], stream: int) -> None:
-        self.received = received
-        self.stream = stream
-        self._sizes = iter(sizes)
-        self._rest = memoryview(b"")  # of the buffer that is being filled
-        self.complete = False
-        self.chunk_ended()
-
-    def place(self, num_bytes: int) -> memoryview:
-        """Memory for the next chunk."""
-        if not 0 < num_bytes <= len(self._rest):
-            raise ProtocolError(f"Bulk chunk of {num_bytes} bytes where {len(self._rest)} are missing.")
-        place, self._rest = self._rest[:num_bytes], self._rest[num_bytes:]
-        return place
-
-    def chunk_ended(self) -> None:
-        """Go on to the next buffer that has to be received if this one is full."""
-        while not len(self._rest):
-            size = next(self._sizes, None)
-            if size is None:
-                self.complete = True
-                return
-            if isinstance(size, int):
-                self._rest = _allocate(size)
-                self.received.buffers.append(self._rest)
-            else:
-                self.received.buffers.append(size)
-
-
 class Connection:
     """State, queues and pending calls of one connection. Not thread-safe; never waits."""
 
@@ -122,7 +101,8 @@ class Connection:
         self._pending: dict[int, Reply] = {}
         self._last_call_id = 0
         self._last_stream = 0
-        self._assembly: _Assembly | None = None
+        self._assembly: Assembly | None = None
+        self._announced: Received | None = None  # the message that is being assembled
         self.get_buffer = self._decoder.get_buffer
         self.take = self._outbox.take
 
@@ -282,7 +262,8 @@ class Connection:
         if self.state is State.OPEN:
             message, call_id, epoch, buffers = decode(body, self._unpack)
             if stream:
-                self._begin(Received(message, [], call_id, epoch), buffers, stream)
+                self._assembly = self._assemble(message, buffers, stream)
+                self._announced = Received(message, self._assembly.buffers, call_id, epoch)
             elif self._assembly is not None and type(message) not in BETWEEN_CHUNKS:
                 raise ProtocolError(f"{type(message).__name__} came before the message in front of it was complete.")
             else:
@@ -304,20 +285,17 @@ class Connection:
 
     def bulk_end(self) -> None:
         """A bulk frame is complete."""
-        assembly = self._assembly
-        if assembly is None:
-            return
-        assembly.chunk_ended()
-        if assembly.complete:
-            self._assembly = None
-            self._deliver(assembly.received)
+        assembly, announced = self._assembly, self._announced
+        if assembly is not None and announced is not None and assembly.chunk_ended():
+            self._assembly = self._announced = None
+            self._deliver(announced)
 
-    def _begin(self, received: Received, buffers: Sequence[bytes | int], stream: int) -> None:
-        total = sum(size for size in buffers if isinstance(size, int))
+    def _assemble(self, message: Message, sizes: Sequence[bytes | int], stream: int) -> Assembly:
+        total = sum(size for size in sizes if isinstance(size, int))
         if self._assembly is not None or not 0 < total <= self._limits.max_message_bytes:
-            raise ProtocolError(f"{type(received.message).__name__} announces {total} bytes of bulk; the limit is "
+            raise ProtocolError(f"{type(message).__name__} announces {total} bytes of bulk; the limit is "
                                 f"{self._limits.max_message_bytes}, one message at a time.")
-        self._assembly = _Assembly(received, buffers, stream)
+        return Assembly(sizes, stream)
 
     def _deliver(self, received: Received) -> None:
         call_id = received.call_id
@@ -357,9 +335,9 @@ _INTERNAL: dict[type[Message], Callable[[Connection, Received], None]] = {
 }
 
 
-def wire_text(text: object) -> str:
-    """``text`` as it may travel: short enough for the handshake, and valid UTF-8."""
-    return str(text)[:MAX_TEXT_CHARS].encode("utf-8", "backslashreplace").decode("utf-8")
+def wire_text(text: object, max_chars: int = MAX_REASON_CHARS) -> str:
+    """``text`` as it may travel: not too long, and valid UTF-8."""
+    return str(text)[:max_chars].encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _inlined(message: Message, buffers: Sequence[bytes | int]) -> list[bytes | memoryview]:
@@ -378,12 +356,3 @@ def _flat(buffer: Any, message: Message) -> Buffer:
         return view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B")
     except TypeError as exc:
         raise ArgumentError(f"A buffer of {type(message).__name__} is no contiguous bytes: {exc}.") from exc
-
-
-def _allocate(num_bytes: int) -> memoryview:
-    try:
-        if num_bytes < MAPPED_BYTES:
-            return memoryview(bytearray(num_bytes))
-        return memoryview(mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
-    except (MemoryError, OSError, OverflowError) as exc:
-        raise ProtocolError(f"No memory for an announced buffer of {num_bytes} bytes.") from exc

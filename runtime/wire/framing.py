@@ -7,6 +7,7 @@ buffer for headers and control bodies, the final place of the bytes for bulk, so
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from typing import Protocol
 
 from runtime.errors import ProtocolError
 
-__all__ = ["BULK", "CONTROL", "Buffer", "FrameDecoder", "FrameSink", "HEADER", "Outbox", "control_frame"]
+__all__ = ["Assembly", "BULK", "CONTROL", "Buffer", "FrameDecoder", "FrameSink", "HEADER", "Outbox", "control_frame"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -23,6 +24,9 @@ CONTROL, BULK = 0, 1
 
 # 32 KiB: hundreds of small messages a read; of each bulk chunk of 1 MiB at most 3 % are received here and copied.
 RECEIVE_BYTES = 32 * 1024
+
+# 16 MiB: beyond it clearing a bytearray would block the loop for milliseconds, and memory is better had page by page as bytes arrive.
+MAPPED_BYTES = 16 * 1024 * 1024
 
 
 class FrameSink(Protocol):
@@ -141,6 +145,47 @@ class FrameDecoder:
         self._start, self._end = 0, left
 
 
+class Assembly:
+    """The buffers of one message, of which some arrive as bulk: an int is the size of such a one."""
+
+    def __init__(self, sizes: Sequence[bytes | int], stream: int) -> None:
+        self.stream = stream
+        self.buffers: list[bytes | memoryview] = []
+        self._sizes = iter(sizes)
+        self._rest = memoryview(b"")  # of the buffer that is being filled
+        self.chunk_ended()
+
+    def place(self, num_bytes: int) -> memoryview:
+        """Memory for the next chunk.
+
+        Raises: ProtocolError: the chunk is empty, or longer than what is missing of the buffer.
+        """
+        if not 0 < num_bytes <= len(self._rest):
+            raise ProtocolError(f"Bulk chunk of {num_bytes} bytes where {len(self._rest)} are missing.")
+        place, self._rest = self._rest[:num_bytes], self._rest[num_bytes:]
+        return place
+
+    def chunk_ended(self) -> bool:
+        """Go on to the next buffer if this one is full; True when all are."""
+        while not len(self._rest):
+            size = next(self._sizes, None)
+            if size is None:
+                return True
+            self.buffers.append(_allocate(size) if isinstance(size, int) else size)
+            if isinstance(size, int):
+                self._rest = memoryview(self.buffers[-1])
+        return False
+
+
+def _allocate(num_bytes: int) -> memoryview:
+    try:
+        if num_bytes < MAPPED_BYTES:
+            return memoryview(bytearray(num_bytes))
+        return memoryview(mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except (MemoryError, OSError, OverflowError) as exc:
+        raise ProtocolError(f"No memory for an announced buffer of {num_bytes} bytes.") from exc
+
+
 def control_frame(body: bytes, stream: int = 0) -> bytes:
     """The frame of one control body."""
     return HEADER.pack(len(body), CONTROL, stream) + body
@@ -153,7 +198,8 @@ class Outbox:
         self._max_bulk_bytes = max_bulk_bytes
         self._urgent: deque[bytes] = deque()
         self._messages: deque[tuple[bytes, int, Sequence[Buffer]]] = deque()
-        self._chunks: Iterator[tuple[bytes, memoryview]] = iter(())
+        self._num_big = 0  # messages with chunks that were not all taken
+        self._chunks: Iterator[tuple[bytes, memoryview]] | None = None  # of the big message that is being sent
         self.queued_bytes = 0
         self.max_message_bytes = 0  # the biggest message since the box was last empty
 
@@ -162,37 +208,43 @@ class Outbox:
         num_bytes = len(frame) + (sum(map(len, buffers)) if buffers else 0)
         self.max_message_bytes = num_bytes if not self.queued_bytes else max(num_bytes, self.max_message_bytes)
         self.queued_bytes += num_bytes
-        if urgent:
+        if urgent and self._num_big:
             self._urgent.append(frame)
         else:
             self._messages.append((frame, stream, buffers))
+            self._num_big += bool(buffers)
 
     def take(self, max_bytes: int) -> list[Buffer]:
         """What to write next: whole frames, at least one if there is any, no more once ``max_bytes`` are reached."""
         taken: list[Buffer] = []
         num_bytes = 0
         while num_bytes < max_bytes and self.queued_bytes > num_bytes:
-            if self._urgent:
+            if self._chunks is None:
+                frame, stream, buffers = self._messages.popleft()
+                taken.append(frame)
+                num_bytes += len(frame)
+                if buffers:
+                    self._chunks = self._split(stream, buffers)
+            elif self._urgent:
                 taken.append(self._urgent.popleft())
                 num_bytes += len(taken[-1])
             elif (chunk := next(self._chunks, None)) is not None:
                 taken += chunk
                 num_bytes += len(chunk[1])
             else:
-                frame, stream, buffers = self._messages.popleft()
-                taken.append(frame)
-                num_bytes += len(frame)
-                if buffers:
-                    self._chunks = self._split(stream, buffers)
+                self._chunks = None
+                self._num_big -= 1
         self.queued_bytes -= num_bytes
+        if not self.queued_bytes:
+            self.clear()  # lets go of the buffers
         return taken
 
     def clear(self) -> None:
         """Forget all that was not taken. The other end is left without the rest of a message: only a closing frame may follow."""
         self._urgent.clear()
         self._messages.clear()
-        self._chunks = iter(())
-        self.queued_bytes = 0
+        self._chunks = None
+        self._num_big = self.queued_bytes = 0
 
     def _split(self, stream: int, buffers: Sequence[Buffer]) -> Iterator[tuple[bytes, memoryview]]:
         for buffer in buffers:

@@ -17,9 +17,10 @@ from runtime.errors import ActorNotFoundError, ConnectError, ConnectionLostError
 from runtime.limits import LIMITS, Limits
 from runtime.wire.address import format_tcp, host_id, parse_address
 from runtime.wire.auth import Acceptor, Dialler, Identity, load_or_create_token, load_token, who
-from runtime.wire.connection import Connection, Received, State, wire_text
+from runtime.wire.connection import MAX_ERROR_CHARS, Connection, Received, State, wire_text
 from runtime.wire.messages import PROTOCOL, Challenge, Failed, Hello, Message
-from runtime.wire.transport import AcceptLoop, Transport, bind, dial, peer_name, preamble, refuse
+from runtime.wire.sockets import AcceptLoop, bind, dial, peer_name, preamble, refuse
+from runtime.wire.transport import Transport
 
 __all__ = ["Identity", "Listener", "OnClose", "OnMessage", "Peer", "Received", "adopt", "attach", "connect", "connect_retrying", "host_id",
            "listen", "load_or_create_token", "load_token", "peer_pair", "refuse"]
@@ -159,7 +160,7 @@ class Peer:
 
     def reply_error(self, call_id: int, error: HeadwayError) -> None:
         """Answer the request ``call_id`` with an error; does nothing when the peer is closed."""
-        self.reply(call_id, Failed(type(error).__name__, wire_text(error)))
+        self.reply(call_id, Failed(type(error).__name__, wire_text(error, MAX_ERROR_CHARS)))
 
     async def drain(self) -> None:
         """Wait until less than half of the send queue is used, or the peer is closed."""
@@ -231,6 +232,8 @@ class Peer:
 async def connect(address: str, *, token: bytes, identity: Identity, on_message: OnMessage, on_close: OnClose, target: str = "",
                   limits: Limits = LIMITS) -> Peer:
     """An open peer at ``address``, by one attempt within ``dial_s`` and ``handshake_s``. ``target``: the actor to be handed over to.
+
+    ``on_message`` may be called before this returns.
 
     Raises: ConnectError: says refused, time-out, failed name look-up or no such socket file. AuthenticationError. VersionMismatchError.
         ArgumentError: ``address`` is none.

@@ -23,8 +23,8 @@ from runtime.errors import (
 from runtime.limits import Limits
 from runtime.wire.auth import Acceptor, Dialler, Identity
 from runtime.wire.codec import encode
-from runtime.wire.connection import BETWEEN_CHUNKS, MAPPED_BYTES, TRANSITIONS, Connection, Received, State
-from runtime.wire.framing import BULK, CONTROL, HEADER
+from runtime.wire.connection import BETWEEN_CHUNKS, TRANSITIONS, Connection, Received, State
+from runtime.wire.framing import BULK, CONTROL, HEADER, MAPPED_BYTES
 from runtime.wire.messages import (
     Call,
     CancelCall,
@@ -389,9 +389,9 @@ def test_a_small_message_never_overtakes_a_big_one() -> None:
     a, b = open_pair()
     for number in range(5):
         a.connection.send(Item(1, number), [bytes(3500 if number % 2 == 0 else 3)])
-        a.connection.send(Heartbeat(number))
+        a.connection.send(Call(str(number)))
     pump(a, b, itertools.cycle([999, 3, 5000]))
-    assert b.messages == [message for number in range(5) for message in (Item(1, number), Heartbeat(number))]
+    assert b.messages == [message for number in range(5) for message in (Item(1, number), Call(str(number)))]
 
 
 def test_pong_and_credit_go_between_the_chunks_but_a_cancel_never_before_its_call() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -174,6 +175,30 @@ def test_urgent_frames_go_between_the_chunks_of_a_big_message() -> None:
     decoder(sink).feed(taken + take_all(outbox, 1000))
     assert [body for kind, _, body in sink.frames if kind == CONTROL] == [b"big", b"now", b"later"]
     assert sink.frames.index((CONTROL, 0, b"now")) < len(sink.frames) - 2
+
+
+def test_urgent_frames_never_overtake_a_small_message() -> None:
+    outbox, sink = Outbox(max_bulk_bytes=1000), Sink()
+    for number in range(3):
+        outbox.push(control_frame(b"small %d" % number))
+        outbox.push(control_frame(b"urgent %d" % number), urgent=True)
+    outbox.push(control_frame(b"big", 1), 1, [bytes(5000)])
+    outbox.push(control_frame(b"urgent 3"), urgent=True)
+    decoder(sink).feed(take_all(outbox, 1000))
+    controls = [body for kind, _, body in sink.frames if kind == CONTROL]
+    assert controls == [b"small 0", b"urgent 0", b"small 1", b"urgent 1", b"small 2", b"urgent 2", b"big", b"urgent 3"]
+
+
+def test_buffers_are_let_go_once_taken() -> None:
+    class Memory(bytearray):
+        """Can be referenced weakly."""
+
+    outbox, buffer = Outbox(max_bulk_bytes=1000), Memory(5000)
+    alive = weakref.ref(buffer)
+    outbox.push(control_frame(b"big", 1), 1, [buffer])
+    del buffer
+    take_all(outbox, 1 << 20)
+    assert alive() is None
 
 
 def test_buffers_are_not_copied_on_their_way_out() -> None:

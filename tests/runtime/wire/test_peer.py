@@ -401,12 +401,12 @@ async def test_small_messages_never_overtake_big_ones(network: Network, way: int
     replies = []
     for number, size in enumerate(sizes):
         replies.append(peer.request(Call(str(number)), [bytes((number,)) * size]))
-        peer.notify(Heartbeat(number))
+        peer.notify(FindActor(str(number)))
     finished: list[int] = []
     for number, reply in enumerate(replies):
         reply.add_done_callback(lambda _, number=number: finished.append(number))
     await asyncio.gather(*replies)
-    assert network.messages(network.served[0]) == [m for number in range(6) for m in (Call(str(number)), Heartbeat(number))]
+    assert network.messages(network.served[0]) == [m for number in range(6) for m in (Call(str(number)), FindActor(str(number)))]
     assert finished == list(range(6))
     assert [len(reply.result().buffers[0]) for reply in replies] == sizes
     assert all(reply.result().buffers[0][-1] == number for number, reply in enumerate(replies))
@@ -478,7 +478,7 @@ async def test_close_delivers_all_that_was_sent_before_it(network: Network) -> N
     await network.start()
     peer = await network.dial()
     peer.notify(Item(1, 1), [bytes(10 << 20)])
-    peer.notify(Heartbeat(1))
+    peer.notify(FindActor("x"))
     peer.close("done")
     with pytest.raises(ConnectionLostError, match=r"closed here: done"):
         peer.notify(Ok())
@@ -487,7 +487,7 @@ async def test_close_delivers_all_that_was_sent_before_it(network: Network) -> N
     server = network.served[0]
     await peer.wait_closed()
     await server.wait_closed()
-    assert network.messages(server) == [Item(1, 1), Heartbeat(1)]
+    assert network.messages(server) == [Item(1, 1), FindActor("x")]
     assert str(network.ended[server][0]) == f"{server.name} closed the connection: done."
     assert "closed here: done" in str(network.ended[peer][0])
     peer.close()
