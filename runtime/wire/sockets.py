@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -90,6 +91,8 @@ async def dial(address: Address, limits: Limits = LIMITS) -> socket.socket:
         raise ConnectError(f"cannot reach {address} (refused)") from exc
     except FileNotFoundError as exc:
         raise ConnectError(f"cannot reach {address} (no such socket file)") from exc
+    except BlockingIOError as exc:
+        raise ConnectError(f"cannot reach {address} (its backlog is full)") from exc
     except OSError as exc:
         raise ConnectError(f"cannot reach {address} ({exc.strerror or exc})") from exc
 
@@ -113,7 +116,12 @@ async def _connected(family: int, target: str | tuple[object, ...]) -> socket.so
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, target)
+        if family == socket.AF_UNIX:
+            sock.connect(target)  # done or failed at once; asyncio takes the EAGAIN of a full backlog for a connection under way
+        else:
+            await asyncio.get_running_loop().sock_connect(sock, target)
+            if sock.getsockname() == sock.getpeername():  # TCP's simultaneous open, with ourselves: nobody listens on that port
+                raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
         sock.close()
         raise

@@ -128,6 +128,37 @@ async def test_no_answer_is_a_time_out() -> None:
             sock.close()
 
 
+@pytest.mark.asyncio
+async def test_a_full_backlog_of_a_unix_socket_is_no_connection(short_tmp: Path) -> None:
+    full = socket.socket(socket.AF_UNIX)
+    full.bind(f"{short_tmp}/s")
+    full.listen(0)
+    filler = await dial(parse_address(f"unix:{short_tmp}/s"), LIMITS)
+    with pytest.raises(ConnectError, match=r"its backlog is full") as caught:
+        await dial(parse_address(f"unix:{short_tmp}/s"), LIMITS)
+    assert isinstance(caught.value.__cause__, BlockingIOError)
+    for sock in (full, filler):
+        sock.close()
+
+
+@pytest.mark.asyncio
+async def test_a_connection_with_oneself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who dials a free port of the ephemeral range may get it as his own: both ends are then one socket."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+
+    class Bound(socket.socket):
+        def __init__(self, family: int = -1, kind: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+            super().__init__(family, kind, proto, fileno)
+            if fileno is None:
+                self.bind(("127.0.0.1", port))
+
+    monkeypatch.setattr("runtime.wire.sockets.socket.socket", Bound)
+    with pytest.raises(ConnectError, match="refused"):
+        await dial(parse_address(f"127.0.0.1:{port}"), LIMITS)
+
+
 def test_port_in_use_is_named_with_its_errno() -> None:
     first = bind(parse_address("127.0.0.1:0"))
     try:
