@@ -179,7 +179,7 @@ class Connection:
         self.error = error
         self._enter(State.CLOSED if self.state is State.DIALING else State.CLOSING)
         self._decoder.stop()
-        self._assembly = None
+        self._assembly = self._announced = None
         pending, self._pending = self._pending, {}
         for reply in pending.values():
             if not reply.done():

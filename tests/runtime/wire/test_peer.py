@@ -277,6 +277,8 @@ async def test_replies_errors_and_pings(network: Network) -> None:
                 peer.reply(received.call_id, Result(), received.buffers)
             case Call("taken"):
                 peer.reply_error(received.call_id, NameTakenError("the name \udcff is taken"))
+            case Call("table"):
+                peer.reply_error(received.call_id, NameTakenError("row\n" * 10_000))
             case Call("slow"):
                 peer.reply_error(received.call_id, PlacementTimeoutError("busy"))
 
@@ -288,6 +290,9 @@ async def test_replies_errors_and_pings(network: Network) -> None:
         await peer.request(Call("taken"))
     with pytest.raises(PlacementTimeoutError, match="busy"):  # a TimeoutError, but not the deadline's
         await peer.call(Call("slow"), timeout_s=60)
+    with pytest.raises(NameTakenError) as whole:
+        await peer.request(Call("table"))
+    assert str(whole.value) == "row\n" * 10_000
     assert (await peer.call(Ping(3), timeout_s=60)).message == Pong(3)
 
 
