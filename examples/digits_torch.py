@@ -29,6 +29,7 @@ def build_model():
 
 
 def train_func(config):
+    rank, world_size = get_context().get_world_rank(), get_context().get_world_size()
     train_set, val_set = load_data()
     train_loader = prepare_data_loader(DataLoader(train_set, batch_size=32, shuffle=True))
     val_loader = prepare_data_loader(DataLoader(val_set, batch_size=60))
@@ -41,8 +42,9 @@ def train_func(config):
         module.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["epoch"] + 1
+    print(f"rank {rank} of {world_size} on {get_device()}: {len(train_loader.sampler)} images an epoch, begins with epoch {first}")
     for epoch in range(first, config["max_epochs"]):
-        if get_context().get_world_size() > 1:
+        if world_size > 1:
             train_loader.sampler.set_epoch(epoch)
         sums = torch.zeros(4, device=get_device())  # of loss, batches, hits, images
         for images, labels in train_loader:
@@ -57,11 +59,9 @@ def train_func(config):
         torch.distributed.all_reduce(sums)
         metrics = {"epoch": epoch, "train_loss": (sums[0] / sums[1]).item(), "val_accuracy": (sums[2] / sums[3]).item()}
         with tempfile.TemporaryDirectory() as directory:
-            checkpoint = None
-            if get_context().get_world_rank() == 0:
+            if rank == 0:
                 torch.save({"model": module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}, f"{directory}/model.pt")
-                checkpoint = Checkpoint.from_directory(directory)
-            report(metrics, checkpoint=checkpoint)
+            report(metrics, checkpoint=Checkpoint.from_directory(directory) if rank == 0 else None)
 
 
 class PrintEpochs(UserCallback):
