@@ -54,7 +54,8 @@ class HeadServer:
         self._handling = False
         self._watched: dict[str, int] = {}  # pidfd by job id
         self._dropped: dict[str, int] = {}  # log lines that a slow driver lost, by actor id
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_due = 0.0
         self._emptied = asyncio.Event()
         self._closed = asyncio.Event()
         self._listener: Listener | None = None
@@ -133,10 +134,10 @@ class HeadServer:
 
     def _set_timer(self) -> None:
         due = self._cluster.next_deadline()
-        if due is not None and (self._timer is None or due < self._timer.when()):
+        if due is not None and (self._timer is None or due < self._timer_due):
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(due, self._tick)
+            self._timer, self._timer_due = self._loop.call_at(due, self._tick), due
 
     def _tick(self) -> None:
         self._timer = None

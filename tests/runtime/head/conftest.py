@@ -152,7 +152,8 @@ class World:
     def node(self, name: str, *, cpu: float = 4, gpu: int = 0, host: str = "127.0.0.1", node_id: str = "", **more: float) -> FakeDaemon:
         return FakeDaemon(self, name, cpu, gpu, host, node_id or f"node-{name}", more)
 
-    def driver(self, job_id: str = "job-1", *, host_id: str = HEAD_HOST, namespace: str = "", logs: bool = True, pid: int = 4711) -> FakeDriver:
+    def driver(self, job_id: str = "job-1", *, host_id: str = HEAD_HOST, namespace: str = "", logs: bool = True,
+               pid: int = 4711) -> FakeDriver:
         return FakeDriver(self, job_id, host_id, namespace, logs, pid)
 
     @property
@@ -235,7 +236,8 @@ class FakeDriver:
             bundle = indices[index] if indices else min(index, max(0, len(bundles) - 1))
             asked = resources if resources is not None else (bundles[bundle] if bundles else {})
             specs.append(wire.ActorSpec(actor_id, names[index] if names else "", f"rank {index}", "Worker", index, asked, bundle))
-        return wire.CreateActors(self.job_id, group, 0, tuple(specs), tuple(bundles), strategy, gang, (), {}, namespace, share_gpus, timeout_s)
+        return wire.CreateActors(self.job_id, group, 0, tuple(specs), tuple(bundles), strategy, gang, (), {}, namespace, share_gpus,
+                                 timeout_s)
 
     def create(self, *ids: str, buffers: Any = (b"class",), **options: Any) -> None:
         self.world.request(self.conn, self.actors_message(*ids, **options), buffers=buffers)

@@ -132,8 +132,8 @@ def test_N3_the_head_reads_no_wall_clock() -> None:
 
 
 def test_N3_the_brain_imports_no_clock_loop_randomness_or_io() -> None:
-    forbidden = {"asyncio", "time", "random", "secrets", "os", "socket", "threading", "logging", "datetime", "pathlib", "io", "uuid", "select",
-                 "pickle", "cloudpickle", "torch", "uvloop"}
+    forbidden = {"asyncio", "time", "random", "secrets", "os", "socket", "threading", "logging", "datetime", "pathlib", "io", "uuid",
+                 "select", "pickle", "cloudpickle", "torch", "uvloop"}
     for path in HEAD.glob("*.py"):
         if path.name in SHELL:
             continue
