@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# torch makes its compile cache's directory on import; beside the rest of what a clone makes, not in the temporary directory.
+export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/$(VENV)/torchinductor
+
 .PHONY: demo test check clean
 
 demo: $(VENV)/.installed-demo

@@ -124,7 +124,7 @@ class Sandbox:
     def environment(self, **extra: str) -> dict[str, str]:
         keep = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "HEADWAY_TIME_SCALE"}}
         return keep | {"HOME": str(self.path / "home"), "TMPDIR": str(self.path / "tmp"), "HEADWAY_TEST": self.marker,
-                       "PYTHONWARNINGS": "default", "PYTHONUNBUFFERED": "1"} | extra
+                       "TORCHINDUCTOR_CACHE_DIR": str(self.path / "inductor"), "PYTHONWARNINGS": "default", "PYTHONUNBUFFERED": "1"} | extra
 
     def start(self, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Program:
         process = subprocess.Popen([sys.executable, *command], cwd=cwd or self.path / "cwd", env=self.environment(**(env or {})), text=True,

@@ -71,7 +71,7 @@ def test_second_fit_of_a_driver_is_warm(sandbox: Any) -> None:
 
 
 BAD = {
-    "two required parameters": ("def f(a, b): pass\nTorchTrainer(f)", "ValueError"),
+    "two required parameters": ("def f(a, b): pass\nTorchTrainer(f)", "requires 2: a, b"),
     "num_workers -1": ("ScalingConfig(num_workers=-1)", "num_workers"),
     "num_workers 1.5": ("ScalingConfig(num_workers=1.5)", "1.5"),
     "num_workers True": ("ScalingConfig(num_workers=True)", "bool"),
@@ -84,7 +84,7 @@ BAD = {
     "storage path": ("RunConfig(storage_path=5)", "storage_path"),
     "unknown argument": ("ScalingConfig(num_worker=2)", "num_workers"),
     "dict for ScalingConfig": ("TorchTrainer(lambda: None, scaling_config={'num_workers': 1})", "ScalingConfig(**"),
-    "not callable": ("TorchTrainer(5)", "callable"),
+    "not callable": ("TorchTrainer(5)", "got int"),
     "loop config": ("TorchTrainer(lambda: None, train_loop_config=[1])", "dict"),
     "report outside": ("import train; train.report({})", "training function"),
     "unwritable storage": ("TorchTrainer(lambda: None, run_config=RunConfig(storage_path='/proc/nowhere')).fit()", "/proc/nowhere"),
@@ -97,7 +97,10 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_a_clear_error_and_leaves_nothing(sandbox: Any, case: str) -> None:
     code, expected = BAD[case]
-    (sandbox.path / "home" / ".headway").mkdir(mode=0o700)
+    token = sandbox.path / "home" / ".headway" / "token"
+    token.parent.mkdir(mode=0o700)
+    token.touch(mode=0o600)
+    token.write_text("ab" * 32)
     program = sandbox.script("from train import *\nfrom train import ScalingConfig, RunConfig, CheckpointConfig, FailureConfig\n"
                              "from train.torch import TorchTrainer\n" + code + "\n", env={"HEADWAY_TIME_SCALE": "0.05"})
     assert program.wait() == 1, program.report("no error")
