@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import runtime
-from runtime.errors import PlacementError, SerializationError
+from runtime.errors import HeadLostError, HeadwayError, PlacementError, SerializationError
 from train.callback import RunContext
 from train.checkpoint import Checkpoint
 from train.checkpoint_manager import INDEX_FILE, CheckpointManager
@@ -93,6 +93,7 @@ class Controller:
                                       manager=spec.manager, history=history, timing=timing)
         self._attempt = 0
         self._num_interrupts = 0
+        self._saved_index = b""
 
     def run(self) -> Result:
         """Until the end.
@@ -120,7 +121,8 @@ class Controller:
             try:
                 if not self._state.is_final:
                     self._group.stop(0.0, "fit() was left")
-                keep_logs(self._storage, self._group.logs(), self._say)
+                with contextlib.suppress(HeadLostError):
+                    keep_logs(self._storage, self._group.logs(), self._say)
                 with self._warned():
                     self._log.upload()
             finally:
@@ -137,6 +139,8 @@ class Controller:
         """What the run ended with, or its error."""
         if self._state.state is State.ABORTED:
             raise KeyboardInterrupt
+        if isinstance(self._state.cause, HeadLostError):
+            raise self._state.cause  # not a failure of the training: what was committed is whole, and the run can be continued
         if self._state.error is not None:
             raise self._state.error from self._state.cause
         value = self._state.return_value
@@ -187,8 +191,8 @@ class Controller:
             return [GangReady(action.attempt, self._group.start(action.attempt, checkpoint))]
         except KeyboardInterrupt:
             return [Interrupted()]
-        except runtime.errors.HeadwayError as exc:
-            return [GangFailed(action.attempt, exc, retriable=not isinstance(exc, PlacementError | SerializationError))]
+        except HeadwayError as exc:
+            return [GangFailed(action.attempt, exc, retriable=not isinstance(exc, HeadLostError | PlacementError | SerializationError))]
 
     def _stop(self, action: StopGang) -> list[Event]:
         try:
@@ -196,6 +200,8 @@ class Controller:
         except KeyboardInterrupt:
             self._group.stop(0.0, "interrupted by Ctrl-C")
             return [Interrupted(), GangStopped(self._attempt)]
+        except (HeadwayError, TimeoutError) as exc:  # the head is lost, or a node does not answer; they see to their processes themselves
+            self._say(f"warning: the end of the ranks was not confirmed: {exc}")
         return [GangStopped(self._attempt)]
 
     def _store(self, action: SaveIndex | Begin | Commit | Remove) -> list[Event]:
@@ -204,10 +210,13 @@ class Controller:
         try:
             match action:
                 case SaveIndex():
-                    self._storage.replace(INDEX_FILE, action.data)
+                    if action.data != self._saved_index:
+                        self._storage.replace(INDEX_FILE, action.data)
+                        self._saved_index = action.data
                 case Begin():
                     operation, name = "begin", action.name
                     self._storage.replace(INDEX_FILE, action.index)
+                    self._saved_index = action.index
                     if action.leftover:
                         remove_checkpoint(self._storage, name)
                     self._storage.make_dir(name)

@@ -11,8 +11,8 @@ from train.protocol import ToController, ToRank
 
 __all__ = [
     "Action", "AfterException", "Begin", "CallbackFailed", "ChannelEnded", "Commit", "Consolidate", "Event", "FromRank", "GangFailed",
-    "GangReady", "GangStopped", "Interrupted", "RankDied", "Remove", "RunEnded", "SaveIndex", "Say", "Send", "Start", "StartGang",
-    "StopGang", "StoreFailed", "Stored", "Tick", "Told",
+    "GangReady", "GangStopped", "Interrupted", "RankDied", "RankPlace", "Remove", "RunEnded", "SaveIndex", "Say", "Send", "Start",
+    "StartGang", "StopGang", "StoreFailed", "Stored", "Tick", "Told",
 ]
 
 Operation = Literal["begin", "commit", "remove", "index", "metrics"]
@@ -27,11 +27,19 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class RankPlace:
+    """A rank for people: "rank 0 on node-a (pid 4711)", and where its output can be read when the run is over."""
+
+    who: str
+    log_path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class GangReady:
-    """All ranks run. ``who``: "rank 0 on node-a (pid 4711)", by rank."""
+    """All ranks run; their places by rank."""
 
     attempt: int
-    who: tuple[str, ...]
+    places: tuple[RankPlace, ...]
 
 
 @dataclass(frozen=True, slots=True)

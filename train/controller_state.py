@@ -18,8 +18,10 @@ answered by GangReady.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from runtime.errors import HeadLostError
+from train.attempt import Attempt
 from train.checkpoint_manager import CheckpointManager
 from train.consolidator import WARN_S, Consolidator, History
 from train.controller_events import (
@@ -34,6 +36,7 @@ from train.controller_events import (
     GangStopped,
     Interrupted,
     RankDied,
+    RankPlace,
     RunEnded,
     SaveIndex,
     Say,
@@ -103,26 +106,6 @@ class Timing:
     warn_s: float = WARN_S
 
 
-@dataclass(slots=True)
-class _Attempt:
-    number: int
-    reports: Consolidator
-    who: tuple[str, ...]
-    entered: bool = False
-    retriable: bool = True
-    stop_asked: bool = False
-    stopped: bool = False
-    decide_at: float | None = None  # RESTARTING: end of the collateral window. SHUTTING_DOWN: end of the time to tear down
-    drained_at: float | None = None  # when to stop waiting for the channels' ends
-    lost_at: float | None = None  # when to stop waiting for the reason of a channel's end
-    ended: dict[int, BaseException | None] = field(default_factory=dict)
-    torn_down: set[int] = field(default_factory=set)
-    returned: set[int] = field(default_factory=set)
-    failures: list[Failure] = field(default_factory=list)
-    master: Master | None = None
-    asking_master: list[int] = field(default_factory=list)
-
-
 class ControllerState:
     """The controller of one ``fit()``.
 
@@ -142,7 +125,7 @@ class ControllerState:
         self._policy = policy
         self._history = history
         self._timing = timing or Timing()
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
         self._outcome = State.FINISHED
 
     @property
@@ -162,7 +145,7 @@ class ControllerState:
             case Start():
                 return self._start_attempt()
             case GangReady():
-                self._current.who = event.who
+                self._current.places = event.places
                 return self._move(State.RUNNING) if self.state is State.SCHEDULING else []
             case GangFailed():
                 return self._gang_failed(event, now)
@@ -195,7 +178,7 @@ class ControllerState:
     # ---- attempts ----
 
     @property
-    def _current(self) -> _Attempt:
+    def _current(self) -> Attempt:
         assert self._attempt is not None
         return self._attempt
 
@@ -210,7 +193,7 @@ class ControllerState:
         number = self.manager.attempt
         reports = Consolidator(world_size=self._world_size, attempt=number, run_name=self._run_name, manager=self.manager,
                                history=self._history, warn_s=self._timing.warn_s)
-        self._attempt = _Attempt(number, reports, tuple(f"rank {rank}" for rank in range(self._world_size)))
+        self._attempt = Attempt(number, reports, tuple(RankPlace(f"rank {rank}") for rank in range(self._world_size)))
         latest = self.manager.latest
         return [SaveIndex(self.manager.encode()), StartGang(number, latest.name if latest else None)]
 
@@ -252,7 +235,7 @@ class ControllerState:
             case Returned():
                 return self._returned(rank, message, now)
             case Failed():
-                failure = raised(rank, attempt.who[rank], event.error, message.class_name, message.text, message.traceback, now)
+                failure = raised(rank, attempt.places[rank].who, event.error, message.class_name, message.text, message.traceback, now)
                 return [Send(rank, Ack()), *self._fail(failure, now)]
 
     def _rendezvous(self, rank: int, message: Publish | AskMaster) -> list[Action]:
@@ -288,7 +271,8 @@ class ControllerState:
             case RankDied():
                 attempt.torn_down.add(event.rank)
                 if not event.evidence.wanted:
-                    return self._fail(died(event.rank, attempt.who[event.rank], event.evidence, now), now)
+                    place = attempt.places[event.rank]
+                    return self._fail(died(event.rank, place.who, event.evidence, place.log_path, now), now)
             case ChannelEnded():
                 attempt.ended.setdefault(event.rank, event.error)
                 if self.state is State.RUNNING and event.rank not in attempt.returned and attempt.lost_at is None:
@@ -321,7 +305,7 @@ class ControllerState:
             return []
         if self.state is State.RUNNING and attempt.lost_at is not None and attempt.lost_at <= now:
             rank, error = next((r, e) for r, e in attempt.ended.items() if r not in attempt.returned)
-            return self._fail(lost(rank, attempt.who[rank], error, now), now)
+            return self._fail(lost(rank, attempt.places[rank].who, error, now), now)
         return (attempt.reports.warn(now) if self.state is State.RUNNING else []) + self._continue(now)
 
     def _continue(self, now: float) -> list[Action]:
@@ -356,12 +340,14 @@ class ControllerState:
         """RESTARTING, and nothing is left of the attempt: keep what it had sent, tell the callbacks, then decide."""
         attempt = self._current
         attempt.drained_at = None
-        failures = {f.rank: f.error for f in reversed(attempt.failures)}
-        return [*attempt.reports.close(now), AfterException(failures)]
+        return [*attempt.reports.close(now), AfterException({f.rank: f.error for f in attempt.failures})]
 
     def _decide(self, now: float) -> list[Action]:
         attempt = self._current
         first = first_cause(attempt.failures, self._timing.collateral_s)
+        head_lost = next((error for error in attempt.ended.values() if isinstance(error, HeadLostError)), None)
+        if head_lost is not None:
+            return self._shut_down(now, State.ERRORED, 0.0, "", TrainingFailedError(str(head_lost)), head_lost)
         verdict = self._policy.decide(entered=attempt.entered, retriable=attempt.retriable, now=now)
         if verdict.retry:
             latest = self.manager.latest
@@ -372,7 +358,7 @@ class ControllerState:
         if first.rank < 0:
             self.error = WorkerGroupStartError(f"the ranks did not start ({verdict.text}): {first.detail}")
         else:
-            failures = {f.rank: f.error for f in reversed(attempt.failures)}
+            failures = {f.rank: f.error for f in sorted(attempt.failures, key=lambda f: f.rank)}
             self.error = WorkerGroupError(f"{group_text(attempt.failures, first)}\n({verdict.text})", failures)
         self._outcome = State.ERRORED
         self._move(State.SHUTTING_DOWN)

@@ -8,12 +8,12 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from runtime.errors import ActorDiedError
 from train.errors import RankError
 
-__all__ = ["Evidence", "Failure", "died", "first_cause", "group_text", "lost", "raised", "user_traceback"]
+__all__ = ["Evidence", "Failure", "Portable", "died", "first_cause", "group_text", "lost", "raised", "user_traceback"]
 
 # Ray caps a snippet at 1000 characters (500 from each end). The first cause gets more: it is what the reader came for.
 FIRST_CHARS = 4000
@@ -30,7 +30,6 @@ class Evidence(Protocol):
     signal: str
     detail: str
     log_tail: tuple[str, ...]
-    log_path: str
     wanted: bool
     first: bool
 
@@ -50,18 +49,18 @@ class Failure:
 
 def raised(rank: int, who: str, error: BaseException | None, class_name: str, text: str, trace: str, at: float) -> Failure:
     """A rank's training function (or its set-up) raised; ``error`` is None if it could not be pickled."""
-    what = f"{who} failed: {class_name}" + (f": {_first_line(text)}" if text else "")
+    what = f"{who} failed: {class_name}" + (f": {_first_line(text)}" if text else "").rstrip(".")
     return Failure(rank, error if error is not None else RankError(f"{class_name}: {text}\n{trace}".rstrip()), what, trace or text, at)
 
 
-def died(rank: int, who: str, evidence: Evidence, at: float) -> Failure:
-    """A rank's process ended by itself."""
+def died(rank: int, who: str, evidence: Evidence, log_path: str, at: float) -> Failure:
+    """A rank's process ended by itself. ``log_path``: where its output can be read when the run is over."""
     what = f"{who} {_end(evidence)}"
     detail = what + "."
     if evidence.log_tail:
         detail += "\nIts last output:\n" + "\n".join(f"  {line}" for line in evidence.log_tail)
-    if evidence.log_path:
-        detail += f"\nIts whole output: {evidence.log_path}"
+    if log_path:
+        detail += f"\nIts whole output: {log_path}"
     return Failure(rank, ActorDiedError(detail, evidence), what, detail, at, is_death=True, is_first=evidence.first)
 
 
@@ -78,7 +77,8 @@ def _end(evidence: Evidence) -> str:
         text = f"exited with code {evidence.code}"
     else:
         text = f"ended ({evidence.kind})"
-    return f"{text} ({evidence.detail.rstrip('.')})" if evidence.detail else text
+    detail = evidence.detail.rstrip(".")
+    return f"{text} ({detail})" if detail and detail not in text else text
 
 
 def first_cause(failures: Sequence[Failure], collateral_s: float) -> Failure:
@@ -102,6 +102,23 @@ def group_text(failures: Iterable[Failure], first: Failure) -> str:
         limit = FIRST_CHARS if members[0] is first and not first.is_death else sys.maxsize if members[0].is_death else OTHER_CHARS
         snippets.append(f"[Rank {ranks} Error Snippet]:\n{_cut(members[0].detail.rstrip(), limit)}")
     return "Training failed due to worker errors:\n" + "\n".join(snippets)
+
+
+class Portable:
+    """Pickles as the exception it holds, also when that can be pickled and not loaded: its constructor is not called again."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (type(self._error), self._error.args, vars(self._error))
+
+
+def _rebuilt(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    vars(error).update(state)
+    return error
 
 
 def user_traceback(error: BaseException) -> str:

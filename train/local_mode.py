@@ -16,7 +16,7 @@ from train import context
 from train.backend import RankSetup
 from train.checkpoint import Checkpoint
 from train.controller import Controller, RunSpec
-from train.controller_events import Interrupted, RunEnded, Start
+from train.controller_events import Interrupted, RankPlace, RunEnded, Start
 from train.protocol import JobSpec, RankStart, ToController, ToRank
 from train.result import Result
 from train.session import Session
@@ -34,9 +34,9 @@ class _LocalGroup:
         self.feed: Callable[[Incoming], None] | None = None
         self._inbox: deque[ToRank] = deque()
 
-    def start(self, attempt: int, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    def start(self, attempt: int, checkpoint: Checkpoint | None) -> tuple[RankPlace, ...]:
         self.attempt, self.checkpoint = attempt, checkpoint
-        return ("rank 0 in this process",)
+        return (RankPlace("rank 0 in this process"),)
 
     def stop(self, grace_s: float, reason: str) -> None:
         pass

@@ -61,8 +61,9 @@ def _plain_key(key: Any, parent: str) -> Any:
     return plain if isinstance(plain, str | int | float | None) else str(plain)  # what JSON can have as a key
 
 
-def refuse_oversized(metrics: dict[str, Any], size: int, limit: int) -> None:
-    """Raise if ``size``, the pickled size of the metrics, is above ``limit``; the text names the biggest keys."""
+def refuse_oversized(metrics: dict[str, Any], limit: int) -> None:
+    """Raise if the metrics have more than ``limit`` bytes as JSON; the text names the biggest keys."""
+    size = len(encode_json(metrics))
     if size <= limit:
         return
     sizes = sorted(((len(encode_json(value)), key) for key, value in metrics.items()), reverse=True)[:3]

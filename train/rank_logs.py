@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import runtime
 from train.errors import StorageError
-from train.storage import LOGS_DIR, Storage
+from train.storage import Storage, log_name
 from train.worker_group import RankLog
 
 __all__ = ["keep_logs"]
@@ -22,7 +22,7 @@ def keep_logs(storage: Storage, logs: Sequence[RankLog], say: Callable[[str], No
             elsewhere.append(log)
             continue
         try:
-            storage.append(f"{LOGS_DIR}/rank_{log.rank}.log", log.path, f"==== attempt {log.attempt} ====\n" if log.attempt > 1 else "")
+            storage.append(log_name(log.rank), log.path, f"==== attempt {log.attempt} ====\n" if log.attempt > 1 else "")
         except StorageError as exc:
             say(f"warning: the log of rank {log.rank} was not kept: {exc}")
     if elsewhere:

@@ -18,7 +18,7 @@ from train import errors
 from train.backend import RankSetup
 from train.checkpoint import Checkpoint
 from train.commit import manifest_of, write_files
-from train.failure import user_traceback
+from train.failure import Portable, user_traceback
 from train.metrics import plain_metrics, refuse_oversized
 from train.protocol import (
     Ack,
@@ -80,8 +80,8 @@ class Session:
     def report(self, metrics: dict[str, Any], checkpoint: Checkpoint | None, dir_name: str | None, *, delete: bool) -> None:
         """See ``train.report``."""
         plain = plain_metrics(metrics)
+        refuse_oversized(plain, self._report_max_bytes)
         pickled = runtime.dumps_function(plain, "the reported metrics")
-        refuse_oversized(plain, len(pickled), self._report_max_bytes)
         with self._lock, contextlib.ExitStack() as stack:
             if checkpoint is None:
                 self._index += 1
@@ -174,11 +174,12 @@ class Session:
 
 def _pickled_error(error: BaseException) -> bytes:
     """Empty if the exception can't make the journey; many can be pickled and not loaded again."""
-    try:
-        data: bytes = runtime.dumps_function(error, "the exception of the training function")
-        return data if isinstance(runtime.loads(data), BaseException) else b""
-    except Exception:  # noqa: BLE001 - the user's __reduce__ and __init__ run here; its text and traceback travel in any case
-        return b""
+    for candidate in (error, Portable(error)):
+        with contextlib.suppress(Exception):  # the user's __reduce__ and __init__ run here; text and traceback travel in any case
+            data: bytes = runtime.dumps_function(candidate, "the exception of the training function")
+            if isinstance(runtime.loads(data), BaseException):
+                return data
+    return b""
 
 
 class ChannelRendezvous:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_STORAGE_PATH", "LOGS_DIR", "RESERVED_NAMES", "FileFacts", "LocalStorage", "OpenedRun", "Storage", "check_storage_path",
-    "open_existing", "open_run", "split_scheme", "storage_access",
+    "log_name", "open_existing", "open_run", "split_scheme", "storage_access",
 ]
 
 DEFAULT_STORAGE_PATH = "~/headway_results"
@@ -35,6 +35,11 @@ LOGS_DIR = "logs"
 RESERVED_NAMES = frozenset({LOGS_DIR, "metrics.jsonl", "checkpoint_index.json"})  # of the run directory; no checkpoint can have them
 # 4 MiB: large enough that the calls cost nothing beside hashing and writing, small enough to stay in cache.
 COPY_BYTES = 4 * 1024 * 1024
+
+
+def log_name(rank: int) -> str:
+    """Where a rank's output is kept in the run directory."""
+    return f"{LOGS_DIR}/rank_{rank}.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,15 +360,14 @@ def check_storage_path(path: object, filesystem: object = None) -> None:
 def _check_scheme(scheme: str, text: str) -> None:
     import importlib.util
 
-    import fsspec
+    from fsspec.registry import get_filesystem_class, known_implementations
 
     try:
-        fsspec.get_filesystem_class(scheme)
+        get_filesystem_class(scheme)
     except ImportError as exc:
         raise ArgumentError(f"RunConfig(storage_path={text!r}): scheme {scheme!r} needs another package: {exc}.") from exc
     except ValueError as exc:
-        known = fsspec.registry.known_implementations
-        outside = {name for name, entry in known.items() if not entry["class"].startswith("fsspec.")
+        outside = {name for name, entry in known_implementations.items() if not entry["class"].startswith("fsspec.")
                    and (entry["class"].split(".")[0] in sys.modules or importlib.util.find_spec(entry["class"].split(".")[0]))}
         schemes = ", ".join(f"{name}://" for name in sorted({"file", "memory", *outside}))
         raise ArgumentError(f"RunConfig(storage_path={text!r}): scheme {scheme!r} is unknown: use a path, or one of the installed schemes "

@@ -10,12 +10,14 @@ from functools import partial
 from typing import Any, Protocol
 
 import runtime
+from runtime.errors import HeadwayError
 from train.backend import RankSetup
 from train.checkpoint import Checkpoint
 from train.config import ScalingConfig
-from train.controller_events import ChannelEnded, Event, FromRank, RankDied, RunEnded
+from train.controller_events import ChannelEnded, Event, FromRank, RankDied, RankPlace, RunEnded
 from train.failure import Evidence
 from train.protocol import CHANNEL, Failed, JobSpec, RankStart, Report, ToRank
+from train.storage import log_name
 from train.train_worker import TrainWorker
 
 __all__ = ["Group", "Incoming", "MemberFacts", "RankLog", "WorkerGroup", "assign_ranks", "incoming"]
@@ -60,8 +62,8 @@ class Incoming:
 class Group(Protocol):
     """What the controller needs of the ranks of an attempt."""
 
-    def start(self, attempt: int, checkpoint: Checkpoint | None) -> tuple[str, ...]:
-        """Place and start them; returns "rank 0 on node-a (pid 4711)", by rank. Leaves nothing behind if it raises."""
+    def start(self, attempt: int, checkpoint: Checkpoint | None) -> tuple[RankPlace, ...]:
+        """Place and start them; leaves nothing behind if it raises."""
         ...
 
     def send(self, rank: int, message: ToRank) -> None:
@@ -168,7 +170,7 @@ class WorkerGroup:
         self._lock = threading.Lock()
         self._logs: list[RankLog] = []
 
-    def start(self, attempt: int, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    def start(self, attempt: int, checkpoint: Checkpoint | None) -> tuple[RankPlace, ...]:
         """See ``Group``.
 
         Raises: runtime.errors.HeadwayError: infeasible, timed out, or a process did not come up.
@@ -187,7 +189,13 @@ class WorkerGroup:
         except BaseException:
             self.stop(0.0, "the ranks did not start")
             raise
-        return tuple(f"rank {ranks.rank} on {member.node_name} (pid {member.pid})" for member, ranks in assigned)
+        return tuple(RankPlace(f"rank {ranks.rank} on {member.node_name} (pid {member.pid})", self._kept_log(member, ranks.rank))
+                     for member, ranks in assigned)
+
+    def _kept_log(self, member: MemberFacts, rank: int) -> str:
+        """Where the rank's output is when the run is over."""
+        is_here = member.host_id == runtime.get_runtime_context().host_id
+        return self._job.storage.at(log_name(rank)) if is_here else member.log_path
 
     def _run(self, assigned: list[tuple[Any, RankSetup]], checkpoint: Checkpoint | None) -> None:
         self._logs += [RankLog(ranks.rank, self._attempt, member.host_id, member.log_path) for member, ranks in assigned]
@@ -206,7 +214,7 @@ class WorkerGroup:
         """See ``Group``."""
         try:
             self._links[rank].send(message)
-        except runtime.errors.HeadwayError:
+        except HeadwayError:
             pass  # it is gone, which is told by other ways
 
     def stop(self, grace_s: float, reason: str) -> None:
