@@ -26,8 +26,10 @@ class IoThread:
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Run a new loop on a new thread, or use ``loop``, which runs on somebody else's."""
+        self._lock = threading.Lock()  # guards the next three
         self._posted: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._scheduled = False
+        self._ended = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread: threading.Thread | None = None
         self.loop = loop or _new_loop()
@@ -41,13 +43,13 @@ class IoThread:
 
         Raises: NotInitializedError: the loop has ended.
         """
-        self._posted.append((callback, args))
-        if not self._scheduled:
-            self._scheduled = True
-            try:
+        with self._lock:
+            if self._ended:
+                raise NotInitializedError("The session has ended: runtime.shutdown() was called.")
+            self._posted.append((callback, args))
+            if not self._scheduled:
+                self._scheduled = True
                 self.loop.call_soon_threadsafe(self._run_posted)
-            except RuntimeError as exc:
-                raise NotInitializedError("The session has ended: runtime.shutdown() was called.") from exc
 
     def run(self, steps: Coroutine[Any, Any, T], name: str) -> T:
         """The result of ``steps``, run as a task on the loop while the caller waits; Ctrl-C cancels it."""
@@ -60,7 +62,11 @@ class IoThread:
             except BaseException as exc:  # noqa: BLE001 - the waiting thread raises it
                 outcome.set_exception(exc)
 
-        self.post(lambda: tasks.append(self.start(tell(), name)))
+        try:
+            self.post(lambda: tasks.append(self.start(tell(), name)))
+        except NotInitializedError:
+            steps.close()
+            raise
         try:
             return outcome.result()
         except KeyboardInterrupt:
@@ -88,15 +94,16 @@ class IoThread:
         if self._thread is None:
             with contextlib.suppress(NotInitializedError):
                 self.post(self._cancel_tasks)
-        elif self._thread.is_alive():
+        else:
             with contextlib.suppress(NotInitializedError):
                 self.post(self.loop.stop)
             self._thread.join()
 
     def _run_posted(self) -> None:
-        self._scheduled = False  # before the queue is looked at: who appends after this schedules anew
-        while self._posted:
-            callback, args = self._posted.popleft()
+        with self._lock:
+            self._scheduled = False
+            posted, self._posted = self._posted, deque()
+        for callback, args in posted:
             try:
                 callback(*args)
             except Exception as exc:  # noqa: BLE001 - one failed callback must not take the others with it
@@ -106,6 +113,8 @@ class IoThread:
         asyncio.set_event_loop(self.loop)
         try:
             self.loop.run_forever()
+            with self._lock:
+                self._ended = True
             self._run_posted()
             self._cancel_tasks()
             self.loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))

@@ -89,6 +89,7 @@ class Session:
         self.links: weakref.WeakValueDictionary[ActorId, ActorLink] = weakref.WeakValueDictionary()
         self.groups: dict[str, GroupListener] = {}
         self.actor_peers: set[Peer] = set()
+        self._is_closed = False
         self._log_to_driver = log_to_driver
         self._head_epoch = 0
         self._peer: Peer | None = None
@@ -101,7 +102,10 @@ class Session:
         self.io.run(self._open(), "open the session")
 
     def close(self) -> None:
-        """Fail what is pending, close the job and every connection; nothing of it is left when this returns."""
+        """Fail what is pending, close the job and every connection; nothing of it is left when this returns. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         try:
             self.io.run(self._close(), "close the session")
         finally:
@@ -137,12 +141,14 @@ class Session:
         while True:
             await self._online.wait()
             self.check_open()
-            assert self._peer is not None, "online"
+            peer = self._peer
+            assert peer is not None, "online"
             try:
-                return await self._peer.call(message, buffers, timeout_s=timeout_s)
+                return await peer.call(message, buffers, timeout_s=timeout_s)
             except ConnectionLostError:
                 if not again:
                     raise
+                await peer.wait_closed()  # then _lost was called
 
     def create(self, message: CreateActors | CreateGroup, buffers: Sequence[Buffer], listener: GroupListener,
                done: Callable[[], None] | None = None) -> None:
