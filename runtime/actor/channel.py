@@ -100,10 +100,10 @@ class Channel:
     def subscribe(self, peer: Peer, message: Subscribe) -> None:
         """Take the subscriber; what waits is sent to it.
 
-        Raises: ChannelClosedError: there is one already.
+        Raises: ChannelClosedError: there is one already, and it did not end its own direction.
         """
         with self._changed:
-            if self._subscriber is not None:
+            if self._subscriber is not None and not self._receiving_ended:
                 raise ChannelClosedError(f"Channel {self.name!r} has a subscriber already: {self._subscriber[0].name}.")
             self._subscriber = (peer, message.channel_id)
             self._lost = self._receiving_ended = ""
@@ -233,6 +233,7 @@ class Channels:
         except ChannelClosedError as exc:
             peer.reply_error(call_id, exc)
             return
+        self._subscribed = {other: channel for other, known in self._subscribed.items() if known is not found}
         self._subscribed[key] = found
         peer.reply(call_id, Ok())
 

@@ -33,6 +33,7 @@ from runtime.wire.messages import (
 )
 from runtime.wire.peer import Peer, Received, attach, host_id, refuse
 from runtime.worker.actor_process import ActorProcess, Order, State
+from runtime.worker.birth import FDS_PER_ACTOR
 from runtime.worker.evidence import MemoryKills, exit_evidence, start_error
 from runtime.worker.logs import LogBatch, LogTails
 from runtime.worker.spawn import Exit, Watcher
@@ -125,24 +126,24 @@ class Actors:
         await self._pool.wait_ready(message.preload, unless=order.abandoned)
         if order.is_abandoned():
             raise HeadwayError("It was stopped before its process was made.")
-        is_drivers_host = message.driver_host_id == host_id()
+        n, is_drivers_host = FDS_PER_ACTOR, message.driver_host_id == host_id()
         births = [actor.birth(self._lineage, self._facts(), simulated_gpus=self._simulated_gpus, is_drivers_host=is_drivers_host)
                   for actor in order.actors]
-        for _ in range(MAX_ZYGOTES):
+        for num_died in range(MAX_ZYGOTES + 1):
             fds: list[int] = []
             try:
                 for actor in order.actors:
                     fds += actor.open_sockets()
-                pids = await self._pool.fork(message.preload, births, fds)
+                pids = await self._pool.fork(message.preload, births, fds) if num_died < MAX_ZYGOTES else None
                 if pids is None:
-                    pids = [exec_actor(birth, fds[3 * i:3 * i + 3]) for i, birth in enumerate(births)]
+                    pids = [exec_actor(birth, fds[n * i:n * (i + 1)]) for i, birth in enumerate(births)]
                 return pids
             except ZygoteDiedError as exc:
-                logger.warning("%s while it was to start %d actors; trying another one", exc, len(births))
+                logger.warning("%s while it was to start %d actors; trying another way", exc, len(births))
             finally:
                 for fd in fds:
                     os.close(fd)
-        raise HeadwayError(f"{MAX_ZYGOTES} zygotes died while they were to start {len(births)} actors: see the worker daemon's output.")
+        raise AssertionError("unreachable: exec_actor needs no zygote")
 
     async def _introduce(self, actor: ActorProcess) -> None:
         """Take up the lifeline and tell the process who it is; its answer says that the constructor may run."""

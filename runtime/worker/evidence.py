@@ -93,8 +93,9 @@ def exit_evidence(ended: Exit, *, pid: int, label: str, log_path: str, node: Nod
 
 def start_error(detail: str, *, label: str, log_path: str, node: NodeFacts, stop: StopActors | None) -> ExitEvidence:
     """Of an actor that never became a process."""
-    return ExitEvidence(kind=stop.kind if stop is not None else "start error", detail=detail, log_path=log_path, label=label,
-                        node_name=node.name, host=node.host, wanted=stop is not None)
+    kind, detail = ("start error", detail) if stop is None else (stop.kind, stop.reason)
+    return ExitEvidence(kind=kind, detail=detail, log_path=log_path, label=label, node_name=node.name, host=node.host,
+                        wanted=stop is not None)
 
 
 def _signal_name(number: int) -> str:

@@ -95,7 +95,7 @@ def _preload(modules: tuple[str, ...]) -> str:
     for name in (*ALWAYS, *modules):
         try:
             importlib.import_module(name)
-        except Exception as exc:  # noqa: BLE001 - a user's choice of modules: anything may come; it is reported to the daemon
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a user's choice of modules: anything may come; the daemon is told
             return f"importing {name!r} failed with {type(exc).__name__}: {exc}"
     return ""
 

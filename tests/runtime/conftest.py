@@ -35,7 +35,7 @@ from runtime.wire.messages import (
     StopActors,
 )
 from runtime.wire.peer import Identity, Peer, Received, connect, host_id, listen
-from runtime.worker.sweep import Lineage, find
+from runtime.worker.sweep import Lineage
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 20.0
@@ -162,10 +162,6 @@ class Cluster:
         """What the daemon wrote to stderr."""
         return self._log.read_text()
 
-    @property
-    def lineage(self) -> Lineage:
-        return Lineage.parse(Lineage(os.stat("/proc/self/ns/pid").st_ino, self.process.pid, 0).marker())[0]
-
     def descendants(self) -> list[int]:
         """Living actors and what they left, by marker."""
         return processes_below(self.process.pid)
@@ -231,7 +227,8 @@ def worker_cluster(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 
     @asynccontextmanager
     async def start(*arguments: str, preload: str = "", env: dict[str, str] | None = None, head_address: str = "127.0.0.1:0",
-                    prepare: Callable[[FakeHead], None] | None = None, limits: dict[str, float] | None = None) -> AsyncIterator[Cluster]:
+                    prepare: Callable[[FakeHead], None] | None = None, limits: dict[str, float] | None = None,
+                    prefix: Sequence[str] = ()) -> AsyncIterator[Cluster]:
         head = FakeHead()
         if prepare is not None:
             prepare(head)
@@ -242,8 +239,9 @@ def worker_cluster(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         log = short_tmp / "daemon.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-c", WITH_LIMITS, json.dumps(limits or {}), "--head", head.address, "--token-file", str(token_file), "--num-cpus", "4",
-                 "--preload", preload, *arguments], cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
+                [*prefix, sys.executable, "-c", WITH_LIMITS, json.dumps(limits or {}), "--head", head.address,
+                 "--token-file", str(token_file), "--num-cpus", "4", "--preload", preload, *arguments],
+                cwd=ROOT, stdout=output, stderr=output, start_new_session=True,
                 env={**os.environ, "XDG_RUNTIME_DIR": str(runtime_dir), **(env or {})})
         cluster = Cluster(head, process, log, short_tmp)
         try:

@@ -229,7 +229,8 @@ async def test_ctrl_c_ends_it_with_130(worker_cluster: Callable[..., Any]) -> No
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--head", "nowhere"], ["--head", "h:1", "--num-cpus", "-1"], ["--head", "h:1", "--resources", "["], ["--head", "h:1", "--resources", "[]"],
+    ["--head", "nowhere"], ["--head", "h:1", "--num-cpus", "-1"], ["--head", "h:1", "--resources", "["],
+    ["--head", "h:1", "--resources", "[]"],
     ["--head", "h:1", "--resources", '{"a": NaN}'], ["--head", "h:1", "--resources", '{"CPU": 1}'], ["--head", "h:1", "--name", "../x"],
     ["--head", "h:1", "--labels", "x"], [], ["--head", "h:1", "--bogus"],
 ])
