@@ -55,8 +55,11 @@ def checked_init(address: object, num_cpus: object, num_gpus: object, resources:
 
     Raises: ArgumentError, ArgumentTypeError: what is wrong with it. ConnectError: ``address="auto"``, and no head of this user runs.
     """
+    unknown = {name: value for name, value in unknown.items() if value or name not in NOT_SUPPORTED}
     refuse_unknown("init", [name for name in unknown if name not in WITHOUT_EFFECT], OURS, NOT_SUPPORTED)
     cpus, gpus = _amount("init", "num_cpus", num_cpus), _amount("init", "num_gpus", num_gpus)
+    if gpus is not None and not gpus.is_integer():
+        raise ArgumentError(f"init(num_gpus={gpus:g}) must be a whole number: it says how many GPUs the embedded cluster has.")
     custom = None if resources is None else checked_resources("init", resources)
     where, token_file = _resolve(address)
     given = [name for name, value in (("num_cpus", cpus), ("num_gpus", gpus), ("resources", custom)) if value is not None]

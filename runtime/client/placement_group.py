@@ -11,7 +11,7 @@ from runtime.client.init import current_session, session_or_init
 from runtime.client.notice import say
 from runtime.client.object_ref import ObjectRef, failed, value, wait
 from runtime.client.session import Session
-from runtime.errors import ArgumentError, ArgumentTypeError, GetTimeoutError, by_name
+from runtime.errors import ArgumentError, ArgumentTypeError, PlacementError, by_name
 from runtime.ids import GroupId, new_group_id
 from runtime.limits import LIMITS
 from runtime.wire.messages import CreateGroup, GroupChanged, RemoveGroup
@@ -92,7 +92,7 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
         raise ArgumentTypeError(f"remove_placement_group() takes a PlacementGroup, not {type(placement_group).__name__}.")
     session: Session = current_session()
     session.call(RemoveGroup(placement_group.id, 0.0, "remove_placement_group() was called"), timeout_s=LIMITS.job_close_s)
-    session.post(placement_group.fail, lambda: GetTimeoutError(f"{placement_group!r} was removed before it was reserved."))
+    session.post(placement_group.fail, lambda: PlacementError(f"{placement_group!r} was removed before it was reserved."))
 
 
 def checked_bundles(function: str, bundles: object) -> list[dict[str, float]]:
