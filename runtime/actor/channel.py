@@ -233,7 +233,7 @@ class Channels:
         except ChannelClosedError as exc:
             peer.reply_error(call_id, exc)
             return
-        self._subscribed = {other: channel for other, known in self._subscribed.items() if known is not found}
+        self._subscribed = {other: known for other, known in self._subscribed.items() if known is not found}
         self._subscribed[key] = found
         peer.reply(call_id, Ok())
 
