@@ -204,7 +204,7 @@ class ControllerState:
         self._move(State.RESTARTING)
         attempt.retriable = event.retriable
         lines = str(event.error).splitlines() or [type(event.error).__name__]
-        attempt.failures.append(Failure(-1, event.error, f"the ranks did not start: {lines[0]}", "\n".join(lines), now))
+        attempt.failures.append(Failure(-1, event.error, f"the ranks did not start: {lines[0].rstrip('.')}", "\n".join(lines), now))
         return self._decide(now)
 
     def _storage_event(self, event: Stored | StoreFailed, now: float) -> list[Action]:

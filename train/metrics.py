@@ -127,8 +127,9 @@ class MetricsLog:
         with storage_access("write", storage.at(METRICS_FILE)):
             if self._local:
                 self._path = storage.at(METRICS_FILE)
+                if len(whole) < len(data):
+                    os.truncate(self._path, len(whole))
                 self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
-                self._file.truncate(len(whole))
             else:
                 descriptor, self._path = tempfile.mkstemp(prefix="headway-metrics-", suffix=".jsonl")
                 self._file = os.fdopen(descriptor, "wb", buffering=0)
