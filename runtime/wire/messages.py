@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 __all__ = [
-    "REGISTRY", "ActorInfo", "ActorSpec", "ActorStarted", "ActorStatus", "ActorUp", "ActorsChanged", "ActorsReady", "Call", "CallError",
-    "CancelCall", "Challenge", "CloseJob", "CreateActors", "CreateGroup", "Credit", "EndChannel", "ActorExited", "ExitEvidence",
-    "Failed", "Fence", "FindActor", "Goodbye", "GroupChanged", "Heartbeat", "HeartbeatAck", "Hello", "InitFailed", "Item", "JobOpened",
-    "JobSwept", "ListNodes", "LogEnd", "LogLines", "Message", "NodeAccepted", "NodeFacts", "NodeList", "NodeStatus", "Ok", "OpenJob",
-    "Ping", "Pong", "Preload", "PROTOCOL", "Proof", "RegisterNode", "RemoveGroup", "Result", "Setup", "StartActors", "StartSpec", "StopActorsOf",
-    "StopActors", "StopRequested", "Subscribe", "SweepJob", "Welcome",
+    "PROTOCOL", "REGISTRY", "ActorExited", "ActorInfo", "ActorSpec", "ActorStarted", "ActorStatus", "ActorUp", "ActorsChanged",
+    "ActorsReady", "Call", "CallError", "CancelCall", "Challenge", "CloseJob", "CreateActors", "CreateGroup", "Credit", "EndChannel",
+    "ExitEvidence", "Failed", "Fence", "FindActor", "Goodbye", "GroupChanged", "Heartbeat", "HeartbeatAck", "Hello", "InitFailed",
+    "Item", "JobOpened", "JobSwept", "ListNodes", "LogEnd", "LogLines", "Message", "NodeAccepted", "NodeFacts", "NodeList", "NodeStatus",
+    "Ok", "OpenJob", "Ping", "Pong", "Preload", "Proof", "RegisterNode", "RemoveGroup", "Result", "Setup", "StartActors", "StartSpec",
+    "StopActors", "StopActorsOf", "StopRequested", "Subscribe", "SweepJob", "Welcome",
 ]
 
 # Raised by one when a peer of the previous number could not be understood; compared at the handshake.
@@ -533,7 +533,7 @@ class RemoveGroup(Message):
 @_message(56)
 @dataclass(frozen=True, slots=True)
 class GroupChanged(Message):
-    """Head to owner. ``state``: PENDING RESERVED BROKEN RELEASED; PENDING always has a reason. ``error``: class name when it failed for good."""
+    """Head to owner. ``state``: PENDING (always with a reason) RESERVED BROKEN RELEASED. ``error``: class name when it failed for good."""
 
     group_id: str
     state: str

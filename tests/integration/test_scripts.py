@@ -88,7 +88,8 @@ BAD = {
     "loop config": ("TorchTrainer(lambda: None, train_loop_config=[1])", "dict"),
     "report outside": ("import train; train.report({})", "training function"),
     "unwritable storage": ("TorchTrainer(lambda: None, run_config=RunConfig(storage_path='/proc/nowhere')).fit()", "/proc/nowhere"),
-    "lock": ("import threading; lock = threading.Lock()\ndef f():\n    return lock\nTorchTrainer(f, run_config=RunConfig(storage_path='r')).fit()", "lock"),
+    "lock": ("import threading; lock = threading.Lock()\ndef f():\n    return lock\n"
+             "TorchTrainer(f, run_config=RunConfig(storage_path='r')).fit()", "lock"),
     "head refused": ("import runtime; runtime.init('127.0.0.1:1')", "refused"),
     "head name": ("import runtime; runtime.init('no-such-host.invalid:6480')", "no-such-host.invalid"),
 }
