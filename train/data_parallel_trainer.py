@@ -56,10 +56,10 @@ class DataParallelTrainer:
     ) -> None:
         owner = type(self).__name__
         reject_unknown(owner, unknown, (name for name in inspect.signature(type(self)).parameters if name != "unknown"))
-        self._takes_config = _takes_config(owner, train_loop_per_worker, train_loop_config)
-        self.train_loop_per_worker = train_loop_per_worker
         if train_loop_config is not None:
             check_type(owner, "train_loop_config", train_loop_config, dict, "it must be a dict, which the training function gets.")
+        self._takes_config = _takes_config(owner, train_loop_per_worker, train_loop_config)
+        self.train_loop_per_worker = train_loop_per_worker
         for name, value in (("datasets", datasets), ("dataset_config", dataset_config), ("validation_config", validation_config)):
             if value:
                 raise ArgumentError(f"{owner}({name}=...) is accepted by Ray and not supported here: build data sets and run validation in "
