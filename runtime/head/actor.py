@@ -14,6 +14,7 @@ from runtime.wire.messages import ActorSpec, ActorStatus, CreateActors, ExitEvid
 
 if TYPE_CHECKING:
     from runtime.head.group import Group
+    from runtime.head.job import Owner
     from runtime.head.node import Node
 
 __all__ = ["ACTOR_TABLE", "Actor", "ActorState", "Batch", "Stop"]
@@ -86,7 +87,7 @@ class Actor:
     log_path: str = ""
     stop: Stop | None = None
     evidence: ExitEvidence | None = None
-    watchers: set[int] = field(default_factory=set)  # connections that asked by FindActor
+    watchers: dict[Owner, None] = field(default_factory=dict)  # who asked by FindActor, in that order
 
     def __str__(self) -> str:
         return f"actor {self.spec.label} ({self.spec.actor_id[:8]}, incarnation {self.incarnation})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from runtime.errors import ActorNotFoundError, ArgumentError, FencedError, HeadLostError, NameTakenError, NotInitializedError
@@ -9,7 +10,7 @@ from runtime.head import scheduling, supervision
 from runtime.head.actor import Actor, ActorState, Batch, Stop
 from runtime.head.events import Buffers
 from runtime.head.group import Bundle, Group
-from runtime.head.job import Job, JobState
+from runtime.head.job import Job, JobState, Owner
 from runtime.head.placement import STRATEGIES, summarize
 from runtime.head.resources import Amounts, Ledger, describe, to_units
 from runtime.head.state import Client, State
@@ -23,23 +24,23 @@ MAX_BUNDLES = 10_000
 
 def create_group(state: State, client: Client, message: CreateGroup, call_id: int, now: float) -> None:
     """Take in a lasting placement group."""
-    job = _open_job(state, client, message.job_id)
-    group = _new_group(state, client, job, message, lasting=True)
+    owner = _owner(state, client, message.job_id)
+    group = _new_group(state, owner, message, lasting=True)
     state.reply(client.conn, call_id)
     scheduling.submit(state, group, now)
 
 
 def create_actors(state: State, client: Client, message: CreateActors, buffers: Buffers, call_id: int, now: float) -> None:
     """Take in actors: with bundles as a group of their own, else into a group that exists."""
-    job = _open_job(state, client, message.job_id)
+    owner = _owner(state, client, message.job_id)
     if not message.actors:
         raise ArgumentError("CreateActors names no actor.")
     if message.bundles:
-        group = _new_group(state, client, job, message, lasting=False)
+        group = _new_group(state, owner, message, lasting=False)
     else:
-        group = _known_group(state, job, message.group_id)
+        group = _known_group(state, owner.job, message.group_id)
     batch = Batch(message, buffers)
-    namespace = message.namespace or job.namespace
+    namespace = message.namespace or owner.job.namespace
     for spec in message.actors:
         batch.actors.append(_new_actor(state, spec, group, batch, namespace))
     _check_room(group, batch)
@@ -58,6 +59,7 @@ def create_actors(state: State, client: Client, message: CreateActors, buffers: 
 
 def remove_group(state: State, client: Client, message: RemoveGroup, call_id: int, now: float) -> None:
     """Release a group after its actors have ended; answered then."""
+    _check_grace(message.grace_s)
     group = state.groups.get(message.group_id)
     if group is None:
         state.reply(client.conn, call_id)
@@ -69,6 +71,7 @@ def remove_group(state: State, client: Client, message: RemoveGroup, call_id: in
 
 def stop_actors(state: State, client: Client, message: StopActorsOf, call_id: int, now: float) -> None:
     """End actors; those that are unknown or gone are no error."""
+    _check_grace(message.grace_s)
     state.reply(client.conn, call_id)
     actors = [actor for actor_id in message.actor_ids if (actor := state.actors.get(actor_id)) is not None]
     supervision.stop(state, actors, Stop(message.grace_s, message.reason, sigterm=message.sigterm), now)
@@ -76,20 +79,21 @@ def stop_actors(state: State, client: Client, message: StopActorsOf, call_id: in
 
 def find_actor(state: State, client: Client, message: FindActor, call_id: int) -> None:
     """Answer with what is known of an actor, and go on telling."""
+    owner = _owner(state, client)
     if message.actor_id:
         actor, wanted = state.actors.get(message.actor_id), f"id {message.actor_id[:8]}"
         if actor is None and message.actor_id in state.dead:
             state.reply(client.conn, call_id, state.dead[message.actor_id])
             return
     else:
-        namespace = message.namespace or (client.job.namespace if client.job else "")
+        namespace = message.namespace or owner.job.namespace
         actor = state.names.get((namespace, message.name))
         wanted = f"name {message.name!r} in namespace {namespace!r}" if message.namespace else f"name {message.name!r}"
     if actor is None:
         raise ActorNotFoundError(f"No living actor has the {wanted}: it was not created, or it has ended.")
     if actor.state is not ActorState.DEAD:
-        actor.watchers.add(client.conn)
-        client.watching.add(actor.id)
+        actor.watchers[owner] = None
+        owner.watching.add(actor.id)
     state.reply(client.conn, call_id, ActorInfo(actor.status(), actor.spec.class_name, actor.node.facts if actor.node else None))
 
 
@@ -104,23 +108,29 @@ def cancel_call(state: State, client: Client, message: CancelCall) -> None:
 # ---- checks ----
 
 
-def _open_job(state: State, client: Client, job_id: str) -> Job:
-    """The client's own job, in which it may create.
+def _owner(state: State, client: Client, job_id: str | None = None) -> Owner:
+    """Who asks; may it create in the job ``job_id``?
 
     Raises: NotInitializedError, FencedError, HeadLostError: it may not.
     """
-    if client.fenced:
-        raise FencedError(f"{client.hello.name} was declared dead ({client.fenced}): it can create nothing any more.")
-    if state.shutting_down:
+    owner = client.owner
+    if owner is not None and owner.ended:
+        raise FencedError(f"{client.hello.name} was declared dead ({owner.ended}): nothing is taken from it any more.")
+    if owner is None or (job_id is not None and owner.job.job_id != job_id):
+        raise NotInitializedError(f"{f'Job {job_id[:8]}' if job_id else 'A job'} was not opened by this connection: OpenJob comes first.")
+    if job_id is not None and state.shutting_down:
         raise HeadLostError("The head is shutting down: nothing new is taken in.")
-    if client.job is None or client.job.job_id != job_id:
-        raise NotInitializedError(f"Job {job_id[:8]} was not opened by this connection: OpenJob comes first.")
-    if client.job.state is not JobState.OPEN:
-        raise NotInitializedError(f"{client.job} is {client.job.state}: nothing new is taken in.")
-    return client.job
+    if job_id is not None and owner.job.state is not JobState.OPEN:
+        raise NotInitializedError(f"{owner.job} is {owner.job.state}: nothing new is taken in.")
+    return owner
 
 
-def _new_group(state: State, client: Client, job: Job, message: CreateGroup | CreateActors, *, lasting: bool) -> Group:
+def _check_grace(grace_s: float) -> None:
+    if not 0 <= grace_s < math.inf:
+        raise ArgumentError(f"grace_s={grace_s!r}; it must be a number of seconds from 0 on.")
+
+
+def _new_group(state: State, owner: Owner, message: CreateGroup | CreateActors, *, lasting: bool) -> Group:
     group_id, bundles, strategy = message.group_id, message.bundles, message.strategy
     if not group_id or group_id in state.groups:
         raise ArgumentError(f"Group id {group_id!r} is empty or in use: every group needs an id of its own.")
@@ -130,7 +140,7 @@ def _new_group(state: State, client: Client, job: Job, message: CreateGroup | Cr
         raise ArgumentError(f"A placement group of {len(bundles)} bundles; it must have 1 to {MAX_BUNDLES}.")
     amounts = [to_units(bundle, f"bundle {index}") for index, bundle in enumerate(bundles)]
     name = message.name if isinstance(message, CreateGroup) else ""
-    return Group(group_id, name, job, client.owner, [Bundle(asked) for asked in amounts], strategy, lasting, message.timeout_s)
+    return Group(group_id, name, owner, [Bundle(asked) for asked in amounts], strategy, lasting, message.timeout_s)
 
 
 def _known_group(state: State, job: Job, group_id: str) -> Group:

@@ -86,8 +86,6 @@ class Cluster:
         client = state.clients.pop(event.conn, None)
         if client is None:
             return
-        for actor_id in client.watching:
-            state.actors[actor_id].watchers.discard(event.conn)
         membership.lost(state, client, event.reason, now)
         ownership.lost(state, client, now)
 

@@ -13,7 +13,7 @@ from runtime.head.resources import Amounts, Lease, Ledger
 from runtime.wire.messages import GroupChanged
 
 if TYPE_CHECKING:
-    from runtime.head.job import Job
+    from runtime.head.job import Job, Owner
     from runtime.head.node import Node
 
 __all__ = ["GROUP_TABLE", "Bundle", "Group", "GroupState"]
@@ -54,8 +54,7 @@ class Group:
 
     group_id: str
     name: str
-    job: Job
-    owner: str  # id of the actor that made it, "" for the driver
+    owner: Owner
     bundles: list[Bundle]
     strategy: str
     lasting: bool
@@ -72,6 +71,11 @@ class Group:
 
     def __str__(self) -> str:
         return f"group {self.name or self.group_id[:8]} of {self.job}"
+
+    @property
+    def job(self) -> Job:
+        """The job that it belongs to."""
+        return self.owner.job
 
     @property
     def amounts(self) -> list[Amounts]:

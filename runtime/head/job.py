@@ -1,4 +1,4 @@
-"""A job: one driver and everything that it and its actors made, and how it lives."""
+"""A job: one driver and everything that it and its actors made, how it lives, and who owns what in it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from runtime.head.lifecycle import Table
-from runtime.wire.messages import OpenJob
+from runtime.wire.messages import Message, OpenJob
 
 if TYPE_CHECKING:
     from runtime.head.group import Group
 
-__all__ = ["JOB_TABLE", "Job", "JobState"]
+__all__ = ["DRIVER", "JOB_TABLE", "Job", "JobState", "Owner"]
+
+DRIVER = ""  # the id that the driver has as an owner
 
 
 class JobState(StrEnum):
@@ -32,15 +34,30 @@ JOB_TABLE: Table[JobState] = {
 
 
 @dataclass(slots=True, eq=False)
+class Owner:
+    """A client of the head within a job, its driver or one of its actors, over all its connections.
+
+    ``missed``: last news of actors and groups from while it had none. ``ended``: why nothing is taken from it any more.
+    """
+
+    job: Job
+    actor_id: str
+    conn: int | None = None
+    missed: list[Message] = field(default_factory=list)
+    watching: set[str] = field(default_factory=set)  # actor ids that it asked for by FindActor
+    ended: str = ""
+
+
+@dataclass(slots=True, eq=False)
 class Job:
-    """One driver's work. ``conns``: the connection of each owner, by actor id, "" being the driver."""
+    """One driver's work. ``owners``: by actor id, DRIVER being the driver."""
 
     table: ClassVar[Mapping[Any, frozenset[Any]]] = JOB_TABLE
 
     opened: OpenJob
     same_host: bool
     state: JobState = JobState.OPEN
-    conns: dict[str, int] = field(default_factory=dict)
+    owners: dict[str, Owner] = field(default_factory=dict)
     groups: dict[str, Group] = field(default_factory=dict)
     preload: tuple[str, ...] = ()
     lost_at: float | None = None  # when the driver's connection closed

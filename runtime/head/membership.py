@@ -35,7 +35,7 @@ def register(state: State, client: Client, message: RegisterNode, call_id: int, 
     ledger = inventory(facts)
     check_python(state, client.hello, f"node {facts.name!r}")
     _check_address(state, facts)
-    _make_way(state, facts, now)
+    _make_way(state, client, facts, now)
     if not state.nodes:
         state.last_tick = now  # nobody had to tick before
     state.incarnations += 1
@@ -63,15 +63,21 @@ def check_python(state: State, hello: Hello, who: str) -> None:
 def _check_address(state: State, facts: NodeFacts) -> None:
     if state.settings.loopback_only or not facts.host:
         return
-    if ipaddress.ip_address(facts.host.partition("%")[0]).is_loopback:
+    try:
+        is_loopback = ipaddress.ip_address(facts.host.partition("%")[0]).is_loopback
+    except ValueError as exc:
+        raise ArgumentError(f"Node {facts.name!r} has the address {facts.host!r}, which is no numeric one.") from exc
+    if is_loopback:
         raise ArgumentError(f"Node {facts.name!r} has the address {facts.host}, where other hosts of this cluster cannot reach it. Start "
                             "it with --head and an address of the head that other hosts use, not a loopback one.")
 
 
-def _make_way(state: State, facts: NodeFacts, now: float) -> None:
+def _make_way(state: State, client: Client, facts: NodeFacts, now: float) -> None:
     """A second node of one name is refused while the first is well; else the new one wins and the old one is fenced."""
     for node in list(state.nodes.values()):
-        same = node.facts.node_id == facts.node_id
+        same = node.facts.node_id == facts.node_id or node is client.node
+        if node.conn == client.conn:
+            node.conn = None  # who speaks there is about to be another node: the Fence is not for it
         if same or (node.name == facts.name and node.state is not NodeState.ALIVE):
             _declare_dead(state, node, "it registered anew" if same else f"another daemon registered as {facts.name!r}", now)
         elif node.name == facts.name:

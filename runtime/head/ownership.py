@@ -10,7 +10,7 @@ from runtime.errors import ActorNotFoundError, ArgumentError, FencedError, HeadL
 from runtime.head import supervision
 from runtime.head.actor import Stop
 from runtime.head.events import UnwatchPid, WatchPid
-from runtime.head.job import Job, JobState
+from runtime.head.job import DRIVER, Job, JobState, Owner
 from runtime.head.membership import check_python
 from runtime.head.node import Node
 from runtime.head.state import Client, State
@@ -19,15 +19,14 @@ from runtime.wire.messages import CloseJob, JobOpened, LogEnd, LogLines, OpenJob
 __all__ = ["advance_closing", "check_deadlines", "close_all", "close_job", "deadline", "driver_gone", "extend", "forward_logs", "lost",
            "open_job", "preload", "swept"]
 
-DRIVER = ""  # the owner id of a job's driver
-
 
 def open_job(state: State, client: Client, message: OpenJob, call_id: int, epoch: int) -> None:
     """A driver opens or resumes its job, or an actor becomes a client within it."""
     if state.shutting_down:
         raise HeadLostError("The head is shutting down: nothing new is taken in.")
-    if client.job is not None and (client.job.job_id != message.job_id or client.owner != message.owner_actor_id):
-        raise ArgumentError(f"This connection belongs to {client.job} already.")
+    known = client.owner
+    if known is not None and (known.job.job_id, known.actor_id) != (message.job_id, message.owner_actor_id):
+        raise ArgumentError(f"This connection belongs to {known.job} already.")
     check_python(state, client.hello, client.hello.name or f"pid {message.pid}")
     job = state.jobs.get(message.job_id)
     if job is not None and job.state is not JobState.OPEN:
@@ -42,16 +41,15 @@ def open_job(state: State, client: Client, message: OpenJob, call_id: int, epoch
         state.log("info", f"{job} opened")
     elif (job.opened.host_id, job.opened.pid) != (message.host_id, message.pid):
         raise ArgumentError(f"{job} was opened by another process.")
-    before = job.conns.get(message.owner_actor_id)
-    if before is not None and before != client.conn:
-        state.clients[before].job = None
-        state.close(before, "replaced by a new connection of the same owner")
-    client.job, client.owner = job, message.owner_actor_id
-    job.conns[client.owner] = client.conn
-    if client.owner == DRIVER:
+    owner = job.owners.setdefault(message.owner_actor_id, Owner(job, message.owner_actor_id))
+    if owner.conn is not None and owner.conn != client.conn:
+        state.clients[owner.conn].owner = None
+        state.close(owner.conn, "replaced by a new connection of the same owner")
+    client.owner, owner.conn = owner, client.conn
+    if owner.actor_id == DRIVER:
         job.lost_at = None
     state.reply(client.conn, call_id, JobOpened(state.settings.head_epoch, state.settings.embedded))
-    _tell_all(state, job, client.owner)
+    _tell_missed(state, owner)
 
 
 def _job_of_actor(state: State, message: OpenJob, epoch: int) -> Job:
@@ -65,12 +63,16 @@ def _job_of_actor(state: State, message: OpenJob, epoch: int) -> Job:
     return actor.group.job
 
 
-def _tell_all(state: State, job: Job, owner: str) -> None:
-    """An owner that resumes may have missed news: all again."""
-    for group in job.groups.values():
-        if group.owner == owner:
+def _tell_missed(state: State, owner: Owner) -> None:
+    """An owner that resumes hears what it missed of what is gone, and how all else is now."""
+    missed, owner.missed = owner.missed, []
+    for message in missed:
+        state.send(owner.conn, message)
+    for group in owner.job.groups.values():
+        if group.owner is owner:
             state.tell_group(group)
             state.changed_actors.update(group.actors)
+    state.changed_actors.update({actor.id: actor for actor in state.watched(owner)})
 
 
 def close_job(state: State, client: Client, message: CloseJob, call_id: int, now: float) -> None:
@@ -99,11 +101,11 @@ def close_all(state: State, reason: str, now: float) -> None:
 
 def lost(state: State, client: Client, now: float) -> None:
     """A client's connection closed: a driver has its lease to come back. Whether an actor lives, its node knows."""
-    job = client.job
-    if job is None or job.conns.get(client.owner) != client.conn:
+    owner = client.owner
+    if owner is None or owner.conn != client.conn:
         return
-    del job.conns[client.owner]
-    if client.owner != DRIVER or job.state is not JobState.OPEN:
+    owner.conn, job = None, owner.job
+    if owner.actor_id != DRIVER or job.state is not JobState.OPEN:
         return
     job.lost_at = now
     # On this host its process is watched, so a closed connection means that it gave up, or is about to re-dial.
@@ -144,8 +146,10 @@ def swept(state: State, node: Node, job_id: str) -> None:
 def _close(state: State, job: Job) -> None:
     state.move(job, JobState.CLOSED)
     del state.jobs[job.job_id]
-    for conn in job.conns.values():
-        state.clients[conn].job = None
+    for owner in job.owners.values():
+        state.end_owner(owner, f"{job} is closed")
+        if owner.conn is not None:
+            state.clients[owner.conn].owner = None
     _answer(state, job)
     state.log("info", f"{job} is closed")
 
@@ -170,7 +174,7 @@ def check_deadlines(state: State, now: float) -> None:
         left = [str(actor) for group in job.groups.values() for actor in group.living]
         state.log("error", f"{job} is not closed after {state.limits.job_close_s:g} s: living {left}, "
                            f"not swept {sorted(job.sweeping or ())}")
-        job.close_by = None
+        job.close_by = now + state.limits.job_close_s
         _answer(state, job)
         if job.sweeping:
             job.sweeping.clear()
@@ -190,8 +194,8 @@ def extend(state: State, late_s: float, now: float) -> None:
 
 def preload(state: State, client: Client, message: Preload, call_id: int) -> None:
     """Pass a driver's preload set on to all nodes, and later to those that join while its job is open."""
-    if client.job is not None:
-        client.job.preload = message.modules
+    if client.owner is not None:
+        client.owner.job.preload = message.modules
     for node in state.nodes.values():
         state.send(node.conn, message)
     state.reply(client.conn, call_id)
@@ -201,4 +205,4 @@ def forward_logs(state: State, message: LogLines | LogEnd) -> None:
     """Output of an actor to the driver: lines if it wants them, their end always."""
     job = state.jobs.get(message.job_id)
     if job is not None and (isinstance(message, LogEnd) or job.opened.log_to_driver):
-        state.send(job.conns.get(DRIVER), message)
+        state.send(job.owners[DRIVER].conn, message)

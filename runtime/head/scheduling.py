@@ -219,10 +219,10 @@ def _start(state: State, group: Group, batch: Batch, actors: list[Actor]) -> Non
     for node, members in by_node.items():
         together = {gpu for other in batch.actors if other.node is node for gpu in other.gpu_ids}
         for actor in members:
-            actor.visible_gpu_ids = tuple(sorted(together)) if message.share_gpus else actor.gpu_ids
+            actor.visible_gpu_ids = tuple(sorted(together)) if message.share_gpus and actor.gpu_ids else actor.gpu_ids
             state.move(actor, ActorState.STARTING)
             node.actors[actor.id] = actor
             state.changed_actors[actor.id] = actor
         state.send(node.conn, StartActors(
             group.job.job_id, group.group_id, message.attempt, tuple(actor.start_spec() for actor in members), message.preload, message.env,
-            opened.host_id, opened.cwd, opened.sys_path, opened.log_to_driver), batch.buffers)
+            opened.host_id, opened.cwd, opened.sys_path, opened.log_to_driver, opened.namespace), batch.buffers)

@@ -16,7 +16,7 @@ from runtime.head import events
 from runtime.head.cluster import Cluster
 from runtime.limits import LIMITS, Limits
 from runtime.wire.address import parse_address
-from runtime.wire.messages import Hello, LogEnd, LogLines, Message
+from runtime.wire.messages import Heartbeat, Hello, LogEnd, LogLines, Message
 from runtime.wire.peer import Identity, Listener, Peer, Received, host_id, listen
 
 __all__ = ["HeadServer", "is_loopback"]
@@ -46,8 +46,8 @@ class HeadServer:
         self._limits = limits
         # Without a journal each start is a cluster of its own: a random epoch lets clients that come back notice.
         self._epoch = secrets.randbits(31) | 1
-        self._cluster = Cluster(limits, embedded=embedded, head_epoch=self._epoch, host_id=host_id(), python=platform.python_version(),
-                                loopback_only=all(map(is_loopback, addresses)), strict=strict)
+        self._embedded = embedded
+        self._strict = strict
         self._peers: dict[int, Peer] = {}
         self._last_conn = 0
         self._queue: deque[events.Event] = deque()
@@ -69,6 +69,8 @@ class HeadServer:
         self._listener = await listen(self.addresses, token=self._token, identity=Identity("head", "head"), on_peer=self._greet,
                                       limits=self._limits)
         self.addresses = self._listener.addresses
+        self._cluster = Cluster(self._limits, embedded=self._embedded, head_epoch=self._epoch, host_id=host_id(),
+                                python=platform.python_version(), loopback_only=all(map(is_loopback, self.addresses)), strict=self._strict)
 
     async def run_until_closed(self) -> None:
         """Return when ``close()`` is done."""
@@ -130,7 +132,8 @@ class HeadServer:
             self._emptied.set()
         else:
             self._emptied.clear()
-        self._set_timer()
+        if not (isinstance(event, events.MessageReceived) and isinstance(event.message, Heartbeat)):  # these only put deadlines off
+            self._set_timer()
 
     def _set_timer(self) -> None:
         due = self._cluster.next_deadline()

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from runtime.errors import HeadwayError
 from runtime.head.actor import Actor, ActorState
 from runtime.head.events import Close, Command, Log, Reply, ReplyError, Send
 from runtime.head.group import Group, GroupState
-from runtime.head.job import Job
+from runtime.head.job import Job, Owner
 from runtime.head.lifecycle import IllegalTransitionError, Record, move
 from runtime.head.node import Node
 from runtime.limits import Limits
@@ -51,15 +51,12 @@ class Settings:
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """An open connection, and who it turned out to be: a node's daemon, or the owner ``owner`` of a job ("" is the driver)."""
+    """An open connection, and who it turned out to be: a node's daemon, or a driver or actor."""
 
     conn: int
     hello: Hello
     node: Node | None = None
-    job: Job | None = None
-    owner: str = ""
-    watching: set[str] = field(default_factory=set)  # actor ids that it asked for by FindActor
-    fenced: str = ""  # why its actor was declared dead
+    owner: Owner | None = None
 
 
 class State:
@@ -134,15 +131,32 @@ class State:
             return False
         return True
 
-    # ---- groups ----
+    # ---- owners and groups ----
 
-    def owner_conn(self, group: Group) -> int | None:
-        """The connection that hears about the group, if it is open."""
-        return group.job.conns.get(group.owner)
+    def end_owner(self, owner: Owner, reason: str) -> None:
+        """Nothing is taken from this owner any more, and nothing told to it."""
+        owner.ended = reason
+        owner.missed.clear()
+        for actor in self.watched(owner):
+            actor.watchers.pop(owner, None)
+        owner.watching.clear()
+        if owner.conn is not None and owner.actor_id:
+            self.close(owner.conn, reason)
+
+    def watched(self, owner: Owner) -> list[Actor]:
+        """The actors that the owner asked for by FindActor."""
+        return [self.actors[actor_id] for actor_id in sorted(owner.watching) if actor_id in self.actors]
+
+    def tell(self, owner: Owner, message: Message, *, last: bool) -> None:
+        """News for an owner. The last of a thing waits for an owner whose connection is lost: nothing in the tables will tell it again."""
+        if owner.conn is not None:
+            self.send(owner.conn, message)
+        elif last and not owner.ended:
+            owner.missed.append(message)
 
     def tell_group(self, group: Group, error: str = "") -> None:
         """Send the group's state to its owner."""
-        self.send(self.owner_conn(group), group.changed(error))
+        self.tell(group.owner, group.changed(error), last=group.state is GroupState.RELEASED)
 
     def touch(self, group: Group) -> None:
         """Have the step look at the end whether the group is finished."""
@@ -201,19 +215,19 @@ class State:
     def flush_actors(self) -> None:
         """One ActorsChanged a group to its owner, and to others for the actors that they asked for."""
         changed, self.changed_actors = self.changed_actors, {}
-        news: dict[tuple[int, str], list[Actor]] = {}
+        news: dict[tuple[Owner, str], list[Actor]] = {}
         for actor in changed.values():
-            owner = self.owner_conn(actor.group)
-            for conn in sorted(actor.watchers | ({owner} if owner is not None else set())):
-                news.setdefault((conn, actor.group.group_id), []).append(actor)
+            for owner in {actor.group.owner: None, **actor.watchers}:
+                news.setdefault((owner, actor.group.group_id), []).append(actor)
             if actor.state is ActorState.DEAD:
-                for conn in actor.watchers:
-                    self.clients[conn].watching.discard(actor.id)
+                for owner in actor.watchers:
+                    owner.watching.discard(actor.id)
                 actor.watchers.clear()
-        for (conn, group_id), actors in news.items():
+        for (owner, group_id), actors in news.items():
             for part in _divided(actors):
                 nodes: dict[str, NodeFacts] = {actor.node.facts.node_id: actor.node.facts for actor in part if actor.node}
-                self.send(conn, ActorsChanged(group_id, tuple(actor.status() for actor in part), tuple(nodes.values())))
+                self.tell(owner, ActorsChanged(group_id, tuple(actor.status() for actor in part), tuple(nodes.values())),
+                          last=any(actor.state is ActorState.DEAD for actor in part))
 
 
 def _bounded(evidence: ExitEvidence) -> ExitEvidence:

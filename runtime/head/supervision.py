@@ -63,7 +63,7 @@ def end(state: State, deaths: Sequence[tuple[Actor, ExitEvidence]], now: float) 
     firsts: list[Actor] = []
     for actor, evidence in deaths:
         batch = actor.batch
-        wanted = actor.stop is not None or evidence.wanted
+        wanted = actor.stop is not None
         first = batch.gang and not wanted and batch.first_death is None
         if first:
             batch.first_death = actor
@@ -89,11 +89,11 @@ def _end_gang(state: State, first: Actor, now: float) -> None:
 def _end_owned(state: State, actor: Actor, now: float) -> None:
     """An owner is gone: fence its connection, remove the groups that it made."""
     job = actor.group.job
-    conn = job.conns.pop(actor.id, None)
-    if conn is not None and conn in state.clients:
-        state.clients[conn].fenced = str(actor.evidence.kind if actor.evidence else "dead")
-        state.close(conn, "its actor ended")
-    for group in [group for group in job.groups.values() if group.owner == actor.id]:
+    owner = job.owners.pop(actor.id, None)
+    if owner is None:
+        return
+    state.end_owner(owner, "its actor ended")
+    for group in [group for group in job.groups.values() if group.owner is owner]:
         remove_group(state, group, Stop(0.0, f"its owner {actor.spec.label} ended", "owner gone"), now)
 
 

@@ -223,7 +223,7 @@ class FakeDriver:
         self.opened = world.request(self.conn, self.opening)
 
     def reconnect(self) -> None:
-        self.conn = self.world.connect("driver")
+        self.conn = self.world.connect("driver", self.opening.host_id)
         self.world.request(self.conn, self.opening)
 
     def actors_message(self, *ids: str, group: str = "g", bundles: Any = None, gang: bool = False, strategy: str = "PACK",

@@ -40,6 +40,15 @@ def test_bad_actors_are_refused_and_change_nothing(world: Any, driver: Any, fiel
     assert driver.take() == []
 
 
+@pytest.mark.parametrize("grace_s", [-1.0, float("nan"), float("inf")])
+def test_an_impossible_grace_is_refused(world: Any, driver: Any, grace_s: float) -> None:
+    driver.create("x")
+    for message in (wire.RemoveGroup("g", grace_s), wire.StopActorsOf(("x",), grace_s, "?")):
+        with pytest.raises(ArgumentError, match="a number of seconds from 0 on"):
+            world.request(driver.conn, message)
+    assert world.a.take(wire.StopActors) == []
+
+
 def test_bundle_indices_are_checked(world: Any, driver: Any) -> None:
     message = driver.actors_message("x")
     with pytest.raises(ArgumentError, match="asks for bundle 1; the group has bundles 0 to 0"):

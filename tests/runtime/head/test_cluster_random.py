@@ -86,6 +86,24 @@ class Chaos:
             daemon.obey_stops()
             daemon.sweep()
 
+    def find(self) -> None:
+        actors = sorted(self.world.state.actors)
+        if actors and self.drivers:
+            self.world.request(self.drivers[-1].conn, wire.FindActor(actor_id=self.choose(actors)))
+
+    def become_actor_and_create(self) -> None:
+        """Somebody who owns something and may die, lose its connection, or be stopped."""
+        ready = [actor for actor in self.world.state.actors.values() if actor.state == "READY"]
+        if ready:
+            actor = self.choose(ready)
+            driver = next((driver for driver in self.drivers if driver.job_id == actor.group.job.job_id), None)
+            if driver is not None:
+                conn = driver.become_actor(actor.id)
+                message = driver.actors_message(self.name("x"), group=self.name("g"), bundles=({},))
+                self.world.request(conn, message)
+                if self.choose([True, False]):
+                    self.world.lose(conn)
+
     def stop(self) -> None:
         actors = sorted(self.world.state.actors)
         if actors and self.drivers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -245,11 +246,21 @@ def test_registering_anew_ends_the_former_incarnation_and_its_actors(world: Any)
     assert world.free == {"a": {"CPU": 4.0}}
 
 
+def test_a_daemon_that_becomes_another_node_on_its_connection_is_not_fenced_for_the_former(world: Any) -> None:
+    a = world.node("a")
+    a.facts = dataclasses.replace(a.facts, node_id="other")
+    a.register(0)
+    assert a.take(wire.Fence) == []
+    assert set(world.state.nodes) == {"other"}
+
+
 def test_a_loopback_address_is_refused_when_the_head_listens_elsewhere(make_world: Any) -> None:
     world = make_world(loopback_only=False)
     for host in ("127.0.0.1", "::1"):
         with pytest.raises(ArgumentError, match=f"has the address {host}, where other hosts"):
             world.node("a", host=host)
+    with pytest.raises(ArgumentError, match="has the address 'localhost', which is no numeric one"):
+        world.node("a", host="localhost")
     world.node("a", host="10.0.0.1")
     world.node("b", host="fe80::1%eth0")
     make_world(loopback_only=True).node("a", host="127.0.0.1")

@@ -198,3 +198,9 @@ def test_logs_go_to_the_driver_that_wants_them_and_their_end_always(world: Any) 
     assert [type(message) for message in silent.take()] == [wire.LogEnd]
     silent.create("y")
     assert a.take(wire.StartActors)[0].stream_logs is False
+
+
+def test_actors_are_told_the_namespace_of_their_job(world: Any) -> None:
+    a = world.node("a")
+    world.driver(namespace="team").create("x")
+    assert a.take(wire.StartActors)[0].namespace == "team"

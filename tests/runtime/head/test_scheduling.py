@@ -44,6 +44,12 @@ def test_gpus_go_lowest_first_and_can_be_shared_on_a_node(world: Any) -> None:
     assert driver.statuses()["r1"].visible_gpu_ids == (1, 2)
 
 
+def test_an_actor_without_gpus_sees_none_also_in_a_gang_that_shares(world: Any) -> None:
+    a, driver = world.node("a", gpu=1), world.driver()
+    driver.create("r0", "r1", gang=True, bundles=({"GPU": 1.0}, {"CPU": 1.0}), share_gpus=True)
+    assert [(s.actor_id, s.visible_gpu_ids) for s in a.started()] == [("r0", (0,)), ("r1", ())]
+
+
 def test_actors_without_resources_run_anywhere(world: Any) -> None:
     a, driver = world.node("a", cpu=0), world.driver()
     driver.create("x", bundles=({},))

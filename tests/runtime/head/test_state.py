@@ -66,14 +66,38 @@ def test_news_go_once_to_an_owner_that_also_watches(world: Any) -> None:
     assert len(driver.take(wire.ActorsChanged)) == len(other.take(wire.ActorsChanged)) == 1
     a.exited("x")
     assert other.states() == {"x": "DEAD"}
-    assert not world.state.clients[other.conn].watching
+    assert not world.state.clients[other.conn].owner.watching
 
 
-def test_a_watcher_that_left_is_forgotten(world: Any) -> None:
+def test_a_watcher_whose_job_is_closed_is_forgotten(world: Any) -> None:
     a, driver = world.node("a"), world.driver()
     other = world.driver("job-2")
     driver.create("x")
     world.request(other.conn, wire.FindActor(actor_id="x"))
-    world.lose(other.conn)
+    other.close()
+    a.sweep()
     assert not world.state.actors["x"].watchers
+    other.take()
     a.ready("x")
+    assert other.take() == []
+
+
+def test_who_comes_back_hears_what_it_missed_of_what_is_gone(world: Any) -> None:
+    """Of its own, and of what it had asked for; nothing of it is in the tables any more."""
+    a, driver, other = world.node("a"), world.driver(), world.driver("job-2", pid=5)
+    driver.create("x", group="g1")
+    driver.create("y", group="g2")
+    for actor_id in "xy":
+        world.request(other.conn, wire.FindActor(actor_id=actor_id))
+    for client in (driver, other):
+        client.take()
+        world.lose(client.conn)
+    a.exited("x", "signal", signal="SIGKILL", log_tail=("last words",))
+    a.ready("y")
+    for client in (driver, other):
+        client.reconnect()
+        statuses = client.statuses()
+        assert {key: status.state for key, status in statuses.items()} == {"x": "DEAD", "y": "READY"}
+        assert statuses["x"].evidence.log_tail == ("last words",)
+    assert driver.group_states() == [("RELEASED", ""), ("RESERVED", "")]
+    assert not any(owner.missed for job in world.state.jobs.values() for owner in job.owners.values())

@@ -118,6 +118,16 @@ def test_a_wanted_end_of_a_gang_has_no_first(world: Any) -> None:
     assert all(s.evidence.wanted and not s.evidence.first for s in statuses.values())
 
 
+def test_only_the_head_knows_whose_end_was_wanted(world: Any) -> None:
+    """A daemon that ends takes its actors along; for the rest of their gang that is a death like any other."""
+    a, b = world.node("a", cpu=2), world.node("b", cpu=1)
+    _, driver, ids = gang(world)
+    a.ready("r0", "r1")
+    b.ready("r2")
+    b.exited("r2", "node dead", wanted=True)
+    assert (driver.statuses()["r2"].evidence.first, len(a.take(wire.StopActors))) == (True, 1)
+
+
 def test_who_is_stopping_can_be_hurried_but_not_slowed(world: Any) -> None:
     a, driver = world.node("a"), world.driver()
     driver.create("x")
