@@ -92,6 +92,7 @@ class Controller:
         self._state = ControllerState(world_size=spec.world_size, run_name=spec.storage.run_name, policy=FailurePolicy(spec.max_failures),
                                       manager=spec.manager, history=history, timing=timing)
         self._attempt = 0
+        self._has_ranks = False  # or may have: Ctrl-C can come between a start and the news of it
         self._num_interrupts = 0
         self._saved_index = b""
 
@@ -119,8 +120,9 @@ class Controller:
             yield
         finally:
             try:
-                if not self._state.is_final:
-                    self._group.stop(0.0, "fit() was left")
+                if self._has_ranks:
+                    with contextlib.suppress(HeadwayError, TimeoutError):
+                        self._group.stop(0.0, "fit() was left")
                 with contextlib.suppress(HeadLostError):
                     keep_logs(self._storage, self._group.logs(), self._say)
                 with self._warned():
@@ -187,11 +189,13 @@ class Controller:
     def _start(self, action: StartGang) -> list[Event]:
         self._attempt = action.attempt
         checkpoint = self._storage.checkpoint(action.checkpoint) if action.checkpoint is not None else self._spec.resume_from
+        self._has_ranks = True
         try:
             return [GangReady(action.attempt, self._group.start(action.attempt, checkpoint))]
         except KeyboardInterrupt:
             return [Interrupted()]
         except HeadwayError as exc:
+            self._has_ranks = False
             return [GangFailed(action.attempt, exc, retriable=not isinstance(exc, HeadLostError | PlacementError | SerializationError))]
 
     def _stop(self, action: StopGang) -> list[Event]:
@@ -199,9 +203,11 @@ class Controller:
             self._group.stop(action.grace_s, action.reason)
         except KeyboardInterrupt:
             self._group.stop(0.0, "interrupted by Ctrl-C")
+            self._has_ranks = False
             return [Interrupted(), GangStopped(self._attempt)]
         except (HeadwayError, TimeoutError) as exc:  # the head is lost, or a node does not answer; they see to their processes themselves
             self._say(f"warning: the end of the ranks was not confirmed: {exc}")
+        self._has_ranks = False
         return [GangStopped(self._attempt)]
 
     def _store(self, action: SaveIndex | Begin | Commit | Remove) -> list[Event]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -133,11 +134,6 @@ class _RankLink:
         """Towards the rank."""
         self._subscription.send(message)
 
-    def close(self) -> None:
-        """No more of it."""
-        if self._subscription is not None:
-            self._subscription.close()
-
     def _on_item(self, item: Any) -> None:
         self._post(Incoming(self._attempt, self._rank, item, time.time()))
         with self._lock:
@@ -187,7 +183,8 @@ class WorkerGroup:
             assigned = assign_ranks(gang.wait_ready(), run_name=self._run_name, attempt=attempt, use_gpu=self._scaling.use_gpu)
             self._run(assigned, checkpoint)
         except BaseException:
-            self.stop(0.0, "the ranks did not start")
+            with contextlib.suppress(HeadwayError, TimeoutError):  # why they did not start is what counts
+                self.stop(0.0, "the ranks did not start")
             raise
         return tuple(RankPlace(f"rank {ranks.rank} on {member.node_name} (pid {member.pid})", self._kept_log(member, ranks.rank))
                      for member, ranks in assigned)
@@ -212,10 +209,8 @@ class WorkerGroup:
 
     def send(self, rank: int, message: ToRank) -> None:
         """See ``Group``."""
-        try:
+        with contextlib.suppress(HeadwayError):  # it is gone, which is told by other ways
             self._links[rank].send(message)
-        except HeadwayError:
-            pass  # it is gone, which is told by other ways
 
     def stop(self, grace_s: float, reason: str) -> None:
         """See ``Group``."""

@@ -249,7 +249,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_grace(run: Any):
 def test_ctrl_c_while_the_ranks_start(run: Any):
     group, error = run(returned, lambda group: group.start_errors.append(KeyboardInterrupt()))
     assert isinstance(error, KeyboardInterrupt)
-    assert group.stops == []
+    assert group.stops == [(0.0, "fit() was left")]  # a second Ctrl-C may have cut the group's own cleaning short
 
 
 def test_metrics_that_cannot_be_stored_do_not_end_the_training(run: Any, said: list[str], storage: LocalStorage):
