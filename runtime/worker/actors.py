@@ -103,7 +103,7 @@ class Actors:
     async def _create(self, order: Order) -> None:
         try:
             pids = await self._fork(order)
-        except (HeadwayError, OSError) as exc:
+        except (HeadwayError, OSError, ValueError) as exc:  # ValueError: a variable or path that no system takes
             for actor in order.actors:
                 self._never_was(actor, str(exc))
             return

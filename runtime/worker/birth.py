@@ -103,7 +103,7 @@ def _enter_environment(birth: Birth) -> None:
     if birth.cwd:
         try:
             os.chdir(birth.cwd)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             print(f"headway: staying in {os.getcwd()}, because the driver's directory can't be entered: {exc}", file=sys.stderr)
     if birth.sys_path:
         sys.path[:] = birth.sys_path

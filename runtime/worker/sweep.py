@@ -105,9 +105,9 @@ async def sweep(lineage: Lineage, actor_ids: Collection[str], *, limit_s: float)
 
 
 def sweep_dead_daemons() -> list[int]:
-    """Kill what daemons of this host and user left behind that are gone themselves. Returns: the pids."""
+    """Kill what daemons of this host and user left behind that are gone; their zygotes end by themselves. Returns: the pids."""
     namespace = os.stat("/proc/self/ns/pid").st_ino
-    found = [pid for pid, owner, _ in _marked() if owner.namespace == namespace and not owner.is_alive()]
+    found = [pid for pid, owner, actor_id in _marked() if actor_id != NO_ACTOR and owner.namespace == namespace and not owner.is_alive()]
     for pid in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -213,7 +213,8 @@ class _Zygote:
                 self.ready.set_result(await self._answer())
             while True:
                 answer = await self._answer()
-                self._awaited.set_result(answer)
+                if not self._awaited.done():  # who asked may have lost patience
+                    self._awaited.set_result(answer)
         except TimeoutError:
             self._fail(UnfitError(f"it was not ready within {self._limits.start_s:g} s"))
         except (UnfitError, ZygoteDiedError) as exc:

@@ -150,6 +150,17 @@ async def test_a_daemon_without_zygotes_executes_its_actors(worker_cluster: AnyC
         assert (await cluster.head.expect(ActorExited)).evidence.signal == "SIGKILL"
 
 
+@pytest.mark.parametrize("option", [(), ("--no-zygote",)])
+@pytest.mark.asyncio
+async def test_an_environment_that_no_system_takes_is_an_error_of_the_actor(worker_cluster: AnyCluster, option: tuple[str, ...]) -> None:
+    async with worker_cluster(*option) as cluster:
+        order = cluster.order(_probe(), env={"BAD": "a\0b"})
+        exited = await cluster.head.expect(ActorExited)
+        assert exited.actor_id == order.actors[0].actor_id
+        assert "embedded null byte" in exited.evidence.detail + "".join(exited.evidence.log_tail)
+        await cluster.start(_probe())
+
+
 @pytest.mark.asyncio
 async def test_N2_executed_actors_of_a_killed_daemon_are_gone(worker_cluster: AnyCluster) -> None:
     async with worker_cluster("--no-zygote") as cluster:
