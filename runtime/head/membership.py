@@ -136,7 +136,7 @@ def lost(state: State, client: Client, reason: str, now: float) -> None:
     node.conn, node.lost_at = None, now
     if node.state is NodeState.ALIVE:
         state.move(node, NodeState.SUSPECT)
-        state.log("warning", f"{node} is SUSPECT: its connection closed ({reason})")
+        state.log("debug" if state.shutting_down else "warning", f"{node} is SUSPECT: its connection closed ({reason})")
 
 
 def check_deadlines(state: State, now: float) -> None:

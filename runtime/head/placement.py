@@ -151,7 +151,7 @@ def explain_infeasible(bundles: Sequence[Amounts], strategy: str, rooms: Sequenc
              for room in rooms[:MAX_ROWS]]
     if len(rooms) > MAX_ROWS:
         rows.append((f"({len(rooms) - MAX_ROWS} more nodes)", "", "", "", ""))
-    if len(rooms) > 1 and strategy != "STRICT_PACK":
+    if len(rooms) + len(bundles) > 2 and strategy != "STRICT_PACK":
         everything = Ledger(_total([room.ledger.total for room in rooms]), {})
         asked = _total(bundles)
         rows.append(("all together", describe(everything.total), describe(_total([room.ledger.free for room in rooms])), describe(asked),

@@ -66,7 +66,7 @@ class HeadServer:
         Raises: ConnectError: an address can't be bound, with ``errno``. ArgumentError: it is none.
         """
         self._loop = asyncio.get_running_loop()
-        self._listener = await listen(self.addresses, token=self._token, identity=Identity("head", "head"), on_peer=self._greet,
+        self._listener = await listen(self.addresses, token=self._token, identity=Identity("head", str(os.getpid())), on_peer=self._greet,
                                       limits=self._limits)
         self.addresses = self._listener.addresses
         self._cluster = Cluster(self._limits, embedded=self._embedded, head_epoch=self._epoch, host_id=host_id(),

@@ -138,6 +138,13 @@ def test_infeasible_is_explained_in_words_and_numbers() -> None:
     ]
 
 
+def test_too_many_for_a_single_node_shows_the_sum() -> None:
+    text = explain_infeasible([units(CPU=1)] * 4, "PACK", [Room("a", Ledger(units(CPU=2)))], "")
+    assert text.splitlines()[-2:] == [
+        "  a             {CPU: 2}  {CPU: 2}  {CPU: 1}  {}",
+        "  all together  {CPU: 2}  {CPU: 2}  {CPU: 4}  {CPU: 2}"]
+
+
 @pytest.mark.parametrize(("bundles", "strategy", "text"), [
     ([units(GPU=1)] * 4, "PACK", "4 x {GPU: 1} (PACK) cannot be placed, not even when every node is idle: no node has a GPU"),
     ([units(tpu=1)], "PACK", "no node has tpu"),
