@@ -12,6 +12,7 @@ from runtime.wire.messages import CallError
 
 __all__ = ["from_call_error", "make_task_error"]
 
+REMOTE = "\n\nRemote traceback:\n"
 # Not Exceptions, or with a meaning of their own for the interpreter: the error stays a plain TaskError, the original is its cause.
 NEVER_COMBINED = (StopIteration, StopAsyncIteration)
 
@@ -38,8 +39,9 @@ class _RemoteError(TaskError):
 
     def __str__(self) -> str:
         class_name, text, traceback, where = vars(self)["_parts"]
+        text = text.partition(REMOTE)[0]  # of an error that was passed on, which its traceback shows in full
         summary = f"{where} raised {class_name}: {text}" if text else f"{where} raised {class_name}"
-        return f"{summary}\n\nRemote traceback:\n{traceback.rstrip()}" if traceback else summary
+        return f"{summary}{REMOTE}{traceback.rstrip()}" if traceback else summary
 
     def __reduce__(self) -> tuple[Any, ...]:
         return make_task_error, (dumps_error(self.__cause__) if self.__cause__ is not None else b"", *vars(self)["_parts"])
