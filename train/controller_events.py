@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from train.commit import Marker
-from train.failure import Evidence
 from train.protocol import ToController, ToRank
+
+if TYPE_CHECKING:
+    from runtime import ExitEvidence
 
 __all__ = [
     "Action", "AfterException", "Begin", "CallbackFailed", "ChannelEnded", "Commit", "Consolidate", "Event", "FromRank", "GangFailed",
@@ -69,7 +71,7 @@ class RankDied:
 
     attempt: int
     rank: int
-    evidence: Evidence
+    evidence: ExitEvidence
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from train.controller import Controller, RunSpec
 from train.errors import HeadwayTrainError
 from train.local_mode import run_locally
 from train.preload import modules_of
-from train.protocol import JobSpec
+from train.protocol import JobSpec, dump
 from train.result import Result
 from train.run_directory import open_checkpoints
 from train.storage import OpenedRun, open_run
@@ -89,10 +89,10 @@ class DataParallelTrainer:
         self._refuse_nesting()
         num_workers = self.scaling_config.num_workers
         is_local = num_workers == 0
-        function = b"" if is_local else runtime.dumps_function(self.train_loop_per_worker, "train_loop_per_worker")
+        function = b"" if is_local else dump(self.train_loop_per_worker, "train_loop_per_worker")
         config: bytes | None = None
         if self._takes_config and not is_local:
-            config = runtime.dumps_function(self.train_loop_config or {}, "train_loop_config")
+            config = dump(self.train_loop_config or {}, "train_loop_config")
         opened = open_run(self.run_config.name, self.run_config.storage_path, self.run_config.storage_filesystem)
         spec = self._run_spec(opened)
         job = JobSpec(function, config, self.backend_config.backend_cls, self.backend_config, opened.storage, self.metadata,

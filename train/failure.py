@@ -8,30 +8,21 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ActorDiedError
 from train.errors import RankError
 
-__all__ = ["Evidence", "Failure", "Portable", "died", "first_cause", "group_text", "lost", "raised", "user_traceback"]
+if TYPE_CHECKING:
+    from runtime import ExitEvidence
+
+__all__ = ["Failure", "Portable", "died", "first_cause", "group_text", "lost", "raised", "user_traceback"]
 
 # Ray caps a snippet at 1000 characters (500 from each end). The first cause gets more: it is what the reader came for.
 FIRST_CHARS = 4000
 OTHER_CHARS = 1000
 _OURS = tuple(os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name) + os.sep
               for name in ("train", "runtime", "lightning_ext"))
-
-
-class Evidence(Protocol):
-    """What the runtime knows of a process's end (its ``ExitEvidence``)."""
-
-    kind: str
-    code: int
-    signal: str
-    detail: str
-    log_tail: tuple[str, ...]
-    wanted: bool
-    first: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +44,7 @@ def raised(rank: int, who: str, error: BaseException | None, class_name: str, te
     return Failure(rank, error if error is not None else RankError(f"{class_name}: {text}\n{trace}".rstrip()), what, trace or text, at)
 
 
-def died(rank: int, who: str, evidence: Evidence, log_path: str, at: float) -> Failure:
+def died(rank: int, who: str, evidence: ExitEvidence, log_path: str, at: float) -> Failure:
     """A rank's process ended by itself. ``log_path``: where its output can be read when the run is over."""
     what = f"{who} {_end(evidence)}"
     detail = what + "."
@@ -70,7 +61,7 @@ def lost(rank: int, who: str, error: BaseException | None, at: float) -> Failure
     return Failure(rank, error or ActorDiedError(what), what, what, at)
 
 
-def _end(evidence: Evidence) -> str:
+def _end(evidence: ExitEvidence) -> str:
     if evidence.kind == "signal":
         text = f"was killed by {evidence.signal}"
     elif evidence.kind == "exit code":

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import runtime
 from train.backend import Backend, BackendConfig, RankSetup
 from train.checkpoint import Checkpoint
 from train.commit import FileEntry
@@ -17,9 +18,18 @@ from train.storage import FileFacts, Storage
 __all__ = [
     "CHANNEL", "Ack", "AskCheckpoint", "AskMaster", "Committed", "Entered", "Failed", "JobSpec", "Latest", "Master", "Place",
     "Publish", "RankStart", "Refused", "Release", "Report", "Returned", "ToController", "ToRank", "WriteFailed", "Written",
+    "dump",
 ]
 
 CHANNEL = "report"
+
+
+def dump(value: Any, what: str) -> bytes:
+    """An object of the user as bytes, which only the thread that needs it opens (``runtime.loads``).
+
+    Raises: SerializationError: it can't be pickled; the text names ``what``, and the variable to blame.
+    """
+    return runtime.dumps_function(value, what)
 
 
 # ---- given to the ranks at their start ----

@@ -40,6 +40,7 @@ from train.protocol import (
     ToController,
     WriteFailed,
     Written,
+    dump,
 )
 
 __all__ = ["ChannelRendezvous", "Link", "Session"]
@@ -81,7 +82,7 @@ class Session:
         """See ``train.report``."""
         plain = plain_metrics(metrics)
         refuse_oversized(plain, self._report_max_bytes)
-        pickled = runtime.dumps_function(plain, "the reported metrics")
+        pickled = dump(plain, "the reported metrics")
         with self._lock, contextlib.ExitStack() as stack:
             if checkpoint is None:
                 self._index += 1
@@ -123,7 +124,7 @@ class Session:
         pickled, problem = None, ""
         if self.ranks.rank == 0 and value is not None:
             try:
-                pickled = runtime.dumps_function(value, "what the training function returned")
+                pickled = dump(value, "what the training function returned")
             except HeadwayError as exc:
                 problem = str(exc)
         self._ask(Returned(pickled, problem), Release)
@@ -176,7 +177,7 @@ def _pickled_error(error: BaseException) -> bytes:
     """Empty if the exception can't make the journey; many can be pickled and not loaded again."""
     for candidate in (error, Portable(error)):
         with contextlib.suppress(Exception):  # the user's __reduce__ and __init__ run here; text and traceback travel in any case
-            data: bytes = runtime.dumps_function(candidate, "the exception of the training function")
+            data: bytes = dump(candidate, "the exception of the training function")
             if isinstance(runtime.loads(data), BaseException):
                 return data
     return b""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import runtime
 from runtime.errors import HeadwayError
@@ -16,28 +16,14 @@ from train.backend import RankSetup
 from train.checkpoint import Checkpoint
 from train.config import ScalingConfig
 from train.controller_events import ChannelEnded, Event, FromRank, RankDied, RankPlace, RunEnded
-from train.failure import Evidence
 from train.protocol import CHANNEL, Failed, JobSpec, RankStart, Report, ToRank
 from train.storage import log_name
 from train.train_worker import TrainWorker
 
-__all__ = ["Group", "Incoming", "MemberFacts", "RankLog", "WorkerGroup", "assign_ranks", "incoming"]
+if TYPE_CHECKING:
+    from runtime import ExitEvidence, Gang, Member, Subscription
 
-
-class MemberFacts(Protocol):
-    """What the runtime says of a started actor (its ``Member``)."""
-
-    index: int
-    node_id: str
-    node_name: str
-    host: str
-    interface: str
-    host_id: str
-    pid: int
-    gpu_ids: tuple[int, ...]
-    visible_gpu_ids: tuple[int, ...]
-    resources: dict[str, float]
-    log_path: str
+__all__ = ["Group", "Incoming", "RankLog", "WorkerGroup", "assign_ranks", "incoming"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +66,12 @@ class Group(Protocol):
         ...
 
 
-def assign_ranks(members: Sequence[MemberFacts], *, run_name: str, attempt: int, use_gpu: bool) -> list[tuple[MemberFacts, RankSetup]]:
+def assign_ranks(members: Sequence[Member], *, run_name: str, attempt: int, use_gpu: bool) -> list[tuple[Member, RankSetup]]:
     """Members by rank: nodes in the order of their first bundle, inside a node by lowest GPU id, then by bundle."""
-    nodes: dict[str, list[MemberFacts]] = {}
+    nodes: dict[str, list[Member]] = {}
     for member in sorted(members, key=lambda m: m.index):
         nodes.setdefault(member.node_id, []).append(member)
-    ordered: list[tuple[MemberFacts, RankSetup]] = []
+    ordered: list[tuple[Member, RankSetup]] = []
     for node_rank, of_node in enumerate(nodes.values()):
         of_node.sort(key=lambda m: (min(m.gpu_ids, default=-1), m.index))
         for local_rank, member in enumerate(of_node):
@@ -120,7 +106,7 @@ class _RankLink:
         self._post = post
         self._lock = threading.Lock()
         self._owed = 0
-        self._subscription: Any = None
+        self._subscription: Subscription | None = None
 
     def connect(self, handle: Any) -> None:
         """Subscribe; from now on items arrive."""
@@ -132,6 +118,7 @@ class _RankLink:
 
     def send(self, message: ToRank) -> None:
         """Towards the rank."""
+        assert self._subscription is not None, "connect() comes first"
         self._subscription.send(message)
 
     def _on_item(self, item: Any) -> None:
@@ -158,10 +145,10 @@ class WorkerGroup:
         self._preload = preload
         self._post = post
         self._say = say
-        self._gang: Any = None
+        self._gang: Gang | None = None
         self._attempt = 0
         self._links: list[_RankLink] = []
-        self._deaths: list[tuple[int, Evidence]] = []  # by member, those that came before ranks were assigned
+        self._deaths: list[tuple[int, ExitEvidence]] = []  # by member, those that came before ranks were assigned
         self._ranks: dict[int, int] | None = None  # rank by member
         self._lock = threading.Lock()
         self._logs: list[RankLog] = []
@@ -189,12 +176,12 @@ class WorkerGroup:
         return tuple(RankPlace(f"rank {ranks.rank} on {member.node_name} (pid {member.pid})", self._kept_log(member, ranks.rank))
                      for member, ranks in assigned)
 
-    def _kept_log(self, member: MemberFacts, rank: int) -> str:
+    def _kept_log(self, member: Member, rank: int) -> str:
         """Where the rank's output is when the run is over."""
         is_here = member.host_id == runtime.get_runtime_context().host_id
         return self._job.storage.at(log_name(rank)) if is_here else member.log_path
 
-    def _run(self, assigned: list[tuple[Any, RankSetup]], checkpoint: Checkpoint | None) -> None:
+    def _run(self, assigned: list[tuple[Member, RankSetup]], checkpoint: Checkpoint | None) -> None:
         self._logs += [RankLog(ranks.rank, self._attempt, member.host_id, member.log_path) for member, ranks in assigned]
         self._links = [_RankLink(self._attempt, rank, self._post) for rank in range(len(assigned))]
         with self._lock:
@@ -223,7 +210,7 @@ class WorkerGroup:
             self._gang.wait_logs(runtime.LIMITS.log_flush_s)
         return self._logs
 
-    def _on_death(self, index: int, evidence: Evidence) -> None:
+    def _on_death(self, index: int, evidence: ExitEvidence) -> None:
         with self._lock:
             if self._ranks is None:
                 self._deaths.append((index, evidence))
