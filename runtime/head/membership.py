@@ -7,6 +7,8 @@ Fence, and nothing that it says counts. That, not waiting, makes it safe to plac
 from __future__ import annotations
 
 import ipaddress
+import re
+from dataclasses import replace
 
 from runtime.errors import ArgumentError, FencedError, HeadLostError, NameTakenError, VersionMismatchError
 from runtime.head import supervision
@@ -16,6 +18,9 @@ from runtime.head.state import Client, State
 from runtime.wire.messages import ExitEvidence, Fence, Hello, NodeAccepted, NodeFacts, NodeList, Preload, RegisterNode, StopActors, SweepJob
 
 __all__ = ["check_deadlines", "check_python", "current_node", "deadline", "extend", "heard", "lost", "node_list", "register"]
+
+# It appears in logs, tables and file names.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def register(state: State, client: Client, message: RegisterNode, call_id: int, now: float) -> None:
@@ -30,8 +35,12 @@ def register(state: State, client: Client, message: RegisterNode, call_id: int, 
         if known is None or known.incarnation != message.incarnation:
             raise FencedError(f"Node {facts.name!r}, incarnation {message.incarnation}, was declared dead or never was of this cluster: "
                               "its actors must end, then it can register anew.")
+        _check_address(state, facts)
         _resume(state, client, known, message, call_id, now)
         return
+    if not NAME.fullmatch(facts.name):
+        raise ArgumentError(f"Node name {facts.name[:200]!r}: it must be 1 to 128 letters, digits, dots, dashes and underscores, the first "
+                            "a letter or digit.")
     ledger = inventory(facts)
     check_python(state, client.hello, f"node {facts.name!r}")
     _check_address(state, facts)
@@ -91,11 +100,16 @@ def _resume(state: State, client: Client, node: Node, message: RegisterNode, cal
         state.close(node.conn, "replaced by a new connection of the same node")
     node.conn, node.last_seen, node.lost_at = client.conn, now, None
     client.node = node
+    where = replace(node.facts, host=message.facts.host, port=message.facts.port, interface=message.facts.interface)
+    if where != node.facts:  # it came back another way: who calls its actors has to know
+        node.facts = where
+        state.changed_actors.update(node.actors)
     if node.state is NodeState.SUSPECT:
         state.move(node, NodeState.ALIVE)
         state.capacity_freed = True
-    running = set(message.running)
-    state.reply(client.conn, call_id, NodeAccepted(node.incarnation, state.settings.head_epoch, tuple(running - node.actors.keys())))
+    running = dict.fromkeys(message.running)
+    unwanted = tuple(actor_id for actor_id in running if actor_id not in node.actors)
+    state.reply(client.conn, call_id, NodeAccepted(node.incarnation, state.settings.head_epoch, unwanted))
     detail = f"its process ended, or the order to start it was lost, while the connection to {node.name} was down"
     supervision.end(state, [(actor, ExitEvidence(actor.stop.kind if actor.stop else "node dead", detail=detail))
                             for actor in node.actors.values() if actor.id not in running], now)

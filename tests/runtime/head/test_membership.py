@@ -178,6 +178,25 @@ def test_a_node_that_comes_back_is_told_what_it_missed(world: Any) -> None:
     assert world.state.actors["x"].state == "READY"
 
 
+def test_a_node_that_comes_back_another_way_is_found_there(world: Any) -> None:
+    a, driver = world.node("a"), world.driver()
+    driver.create("x")
+    a.ready("x")
+    driver.take()
+    world.lose(a.conn)
+    a.reconnect()
+    a.facts = dataclasses.replace(a.facts, host="127.0.0.2", port=99, resources={"CPU": 1e6})
+    a.register(a.incarnation, running=("x",))
+    [news] = driver.take(wire.ActorsChanged)
+    assert [(node.host, node.port, node.resources) for node in news.nodes] == [("127.0.0.2", 99, {"CPU": 4.0})]
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a b", "a/b", "\x1b[31m", "n" * 129])
+def test_impossible_names_are_refused(world: Any, name: str) -> None:
+    with pytest.raises(ArgumentError, match="1 to 128 letters"):
+        world.node(name)
+
+
 def test_a_second_connection_of_one_node_replaces_the_first(world: Any) -> None:
     a = world.node("a")
     first = a.conn
