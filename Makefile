@@ -7,13 +7,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # torch makes its compile cache's directory on import; beside the rest of what a clone makes, not in the temporary directory.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/$(VENV)/torchinductor
 
-.PHONY: demo test check clean
+.PHONY: demo test check soak clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python examples/digits_lightning.py
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak -s tests/soak
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
