@@ -69,6 +69,10 @@ def _place(state: State, group: Group) -> bool:
     placed = reserve_all(group.amounts, group.strategy, [node.ledger for node in nodes])
     if placed is None:
         return False
+    if all(amounts == group.amounts[0] for amounts in group.amounts):
+        # Equal bundles are interchangeable: those of a node side by side, so that ranks, which go by node, are the bundles' numbers.
+        first_of: dict[int, int] = {}
+        placed = sorted(placed, key=lambda place: first_of.setdefault(place[0], len(first_of)))
     for bundle, (index, lease) in zip(group.bundles, placed):
         bundle.node, bundle.lease, bundle.ledger = nodes[index], lease, lease.open()
     del state.pending[group.group_id]

@@ -345,3 +345,9 @@ def test_answers_come_before_the_news(world: Any) -> None:
     sent = [command for command in commands if not isinstance(command, events.Log) and command.conn == driver.conn]
     assert isinstance(sent[0], events.Reply)
     assert [type(command.message) for command in sent[1:]] == [wire.GroupChanged, wire.ActorsChanged]
+
+
+def test_equal_bundles_of_a_node_stand_side_by_side(world: Any) -> None:
+    a, b, driver = world.node("a", cpu=2), world.node("b", cpu=2), world.driver()
+    driver.create("r0", "r1", "r2", "r3", gang=True, strategy="SPREAD")
+    assert [[spec.actor_id for spec in node.started()] for node in (a, b)] == [["r0", "r1"], ["r2", "r3"]]
