@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import secrets
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from runtime.client.arguments import ClusterArguments, checked_init
 from runtime.client.io_thread import IoThread
 from runtime.client.session import EmbeddedCluster, Session
-from runtime.errors import AlreadyInitializedError, HeadLostError, NotInitializedError
+from runtime.errors import AlreadyInitializedError, AuthenticationError, HeadLostError, NotInitializedError
 from runtime.ids import new_job_id, short
 from runtime.wire.peer import Identity
 
@@ -112,6 +113,7 @@ class ClientContext:
 
 def _open_driver(arguments: ClusterArguments, log_to_driver: bool) -> Session:
     embedded: EmbeddedCluster | None = None
+    no_token: AuthenticationError | None = None
     address, token = arguments.address, b""
     try:
         if address is None:
@@ -120,7 +122,12 @@ def _open_driver(arguments: ClusterArguments, log_to_driver: bool) -> Session:
                 num_cpus=arguments.num_cpus, num_gpus=arguments.num_gpus, resources=arguments.resources, preload=arguments.preload)
             address, token = cluster.address, cluster.token
         else:
-            token = arguments.load_token()
+            try:
+                token = arguments.load_token()
+            except AuthenticationError as exc:
+                if not isinstance(exc.__cause__, FileNotFoundError):
+                    raise
+                no_token, token = exc, secrets.token_bytes(32)  # that nobody answers there is the better news of the two
         session = Session(address=address, token=token, job_id=new_job_id(), namespace=arguments.namespace, io=IoThread(),
                           identity=Identity("driver", ""), embedded=embedded, log_to_driver=log_to_driver, preload=arguments.preload)
     except BaseException:
@@ -129,8 +136,10 @@ def _open_driver(arguments: ClusterArguments, log_to_driver: bool) -> Session:
         raise
     try:
         session.open()
-    except BaseException:
+    except BaseException as exc:
         session.close()
+        if no_token is not None and isinstance(exc, AuthenticationError):
+            raise no_token from None
         raise
     return session
 

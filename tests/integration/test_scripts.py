@@ -91,6 +91,8 @@ BAD = {
     "lock": ("import threading; lock = threading.Lock()\ndef f():\n    return lock\n"
              "TorchTrainer(f, run_config=RunConfig(storage_path='r')).fit()", "lock"),
     "head refused": ("import runtime; runtime.init('127.0.0.1:1')", "refused"),
+    "head refused, and no token": ("import pathlib, runtime; (pathlib.Path.home() / '.headway/token').unlink()\n"
+                                   "runtime.init('127.0.0.1:1')", "refused"),
     "head name": ("import runtime; runtime.init('no-such-host.invalid:6480')", "no-such-host.invalid"),
 }
 
@@ -107,3 +109,21 @@ def test_bad_input_is_a_clear_error_and_leaves_nothing(sandbox: Any, case: str) 
     assert program.wait() == 1, program.report("no error")
     last = "\n".join(program.err[-12:])
     assert expected in last, program.report(f"{expected!r} is not in the error")
+
+
+def test_missing_and_wrong_token(sandbox: Any, cluster: Any) -> None:
+    token = sandbox.path / "home" / ".headway" / "token"
+    text = token.read_text()
+    script = f"import runtime\nruntime.init({cluster.address!r})\nprint(len(runtime.nodes()))\n"
+    token.rename(token.with_name("elsewhere"))
+    program = sandbox.script(script)
+    assert program.wait() == 1
+    assert "No token" in program.err[-1], program.report("a missing token")
+    token.touch(mode=0o600)
+    token.write_text("ab" * 32)
+    program = sandbox.script(script)
+    assert program.wait() == 1
+    assert "AuthenticationError" in program.err[-1], program.report("a wrong token")
+    program = sandbox.script(script, env={"HEADWAY_TOKEN_FILE": str(token.with_name("elsewhere"))})
+    assert program.wait() == 0, program.report("the right token")
+    assert token.with_name("elsewhere").read_text() == text
