@@ -1,0 +1,1 @@
+"""Measurements of Headway against its peers, run from the repository root: ``python -m benchmarks.latency``."""
