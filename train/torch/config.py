@@ -1,11 +1,7 @@
 """``TorchConfig`` and its backend: one ``torch.distributed`` process group over all ranks, there before the training function starts.
 
-Rendezvous without a race and without names: rank 0 binds a socket on its node's own address (port 0), gives the descriptor to
-``TCPStore`` and publishes address and port; the others look them up. Nothing is closed and bound again, and the store listens on that
-address only, where a ``TCPStore`` that binds by itself listens on all interfaces. All keys are prefixed with run and attempt, and each
-attempt has a store of its own: a late rank of an old attempt can't meet the new one.
-
-This module imports no torch until a rank calls ``setup``.
+Each attempt has a store of its own, and all keys in it are prefixed with run and attempt: a late rank of an old attempt can't meet the
+new one. This module imports no torch until a rank calls ``setup``.
 """
 
 from __future__ import annotations
@@ -13,24 +9,22 @@ from __future__ import annotations
 import math
 import os
 import re
-import socket
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from runtime.errors import ArgumentError, ArgumentTypeError, ConnectError, HeadwayError
+from runtime.errors import ArgumentError, ArgumentTypeError, HeadwayError
 from train.backend import Backend, BackendConfig, RankSetup, Rendezvous
+from train.torch.store import open_store
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch.distributed import ProcessGroup, Store
 
 __all__ = ["TorchConfig"]
 
 BACKENDS = ("gloo", "nccl", "mpi", "ucc", "xccl")
 INIT_METHODS = ("env", "tcp")
-# Opening one connection to rank 0's store; it listens before its address is published, so only the network can be slow.
-PROBE_S = 30.0
 
 
 @dataclass
@@ -84,13 +78,13 @@ class _TorchBackend(Backend):
     preload = ("torch", "torch._dynamo")
 
     _store: Store | None = None
+    _group: ProcessGroup | None = None
 
     def setup(self, ranks: RankSetup, config: BackendConfig, rendezvous: Rendezvous) -> None:
         """Joins this rank to the process group of its attempt.
 
         Raises:
-            HeadwayError: GPUs were given but torch has no CUDA; or rank 0's address can't be bound.
-            ConnectError: rank 0's store can't be reached from here.
+            HeadwayError: GPUs were given but torch has no CUDA; or the store could not be opened.
         """
         assert isinstance(config, TorchConfig)
         import torch
@@ -100,7 +94,7 @@ class _TorchBackend(Backend):
         torch.set_num_threads(num_threads(ranks))
         _select_device(ranks, backend)
         timeout = timedelta(seconds=config.timeout_s)
-        self._store, host, port = _open_store(ranks, rendezvous, timeout)
+        self._store, host, port = open_store(ranks, rendezvous, timeout)
         _export(ranks, host, port)
         if "nccl" in backend:
             # A failed collective ends the process (pytorch's 1) instead of a wait for the time-out.
@@ -116,6 +110,8 @@ class _TorchBackend(Backend):
         import torch.distributed as dist
 
         if dist.is_initialized():  # else the user has destroyed it
+            # Letting go of the group joins gloo's threads, which look up every 10 ms: 20 ms for nothing, since the process ends now.
+            self._group = dist.group.WORLD
             dist.destroy_process_group()
 
 
@@ -141,45 +137,6 @@ def _select_device(ranks: RankSetup, backend: str) -> None:
         raise HeadwayError(f"rank {ranks.rank} on {ranks.host} was given GPU {', '.join(map(str, ranks.gpu_ids))}, but torch "
                            f"{torch.__version__} sees no CUDA device (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}). "
                            "Install a CUDA build of torch there, or pass TorchConfig(backend='gloo') to go on without.")
-
-
-def _open_store(ranks: RankSetup, rendezvous: Rendezvous, timeout: timedelta) -> tuple[Store, str, int]:
-    from torch.distributed import TCPStore
-
-    if ranks.rank == 0:
-        listener = _listen(ranks.host, ranks.world_size)
-        host, port = listener.getsockname()[:2]
-        # multi_tenant: a user's own env:// init on this port then shares the server instead of finding the address in use.
-        store = TCPStore(host, port, ranks.world_size, is_master=True, timeout=timeout, wait_for_workers=False, multi_tenant=True,
-                         master_listen_fd=listener.detach())
-        rendezvous.publish(host, port)
-    else:
-        host, port = rendezvous.lookup(timeout.total_seconds())
-        _probe(ranks, host, port, min(PROBE_S, timeout.total_seconds()))
-        store = TCPStore(host, port, ranks.world_size, is_master=False, timeout=timeout, wait_for_workers=False)
-    return store, host, port
-
-
-def _listen(host: str, world_size: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.bind((host, 0))
-        listener.listen(max(128, world_size))
-    except OSError as exc:
-        listener.close()
-        raise HeadwayError(f"rank 0 cannot listen on {host}, the address by which its node joined: {exc.strerror}. "
-                           "Start that node's daemon again, so that it registers with the address that it has now.") from exc
-    return listener
-
-
-def _probe(ranks: RankSetup, host: str, port: int, limit_s: float) -> None:
-    # TCPStore's own failure to connect is 60 lines of C++ frames; this one names both ends.
-    try:
-        socket.create_connection((host, port), timeout=limit_s).close()
-    except OSError as exc:
-        why = f"no answer within {limit_s:g} s" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
-        raise ConnectError(f"rank {ranks.rank} on {ranks.host} cannot reach rank 0's store at {host} port {port}: {why}. "
-                           "All nodes of a run must reach each other on all ports; look at firewalls and interfaces.") from exc
 
 
 def _export(ranks: RankSetup, host: str, port: int) -> None:

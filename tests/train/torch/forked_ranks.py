@@ -21,24 +21,27 @@ from train.train_worker import rank_environment
 
 
 class PipeRendezvous:
-    """Rank 0 writes one line for each of the others."""
+    """Rank 0 writes one record for each of the others; all wait at one pipe, and a record is read whole."""
 
     key_prefix = "run/1"
+    record_bytes = 64
 
     def __init__(self, others: int) -> None:
         self._others = others
         self._read, self._write = os.pipe()
+        self._ended, self.running = os.pipe()
 
     def publish(self, host: str, port: int) -> None:
-        os.write(self._write, f"{host} {port:5d}\n".encode() * self._others)
+        os.write(self._write, f"{host} {port}".encode().ljust(self.record_bytes) * self._others)
 
     def lookup(self, timeout_s: float) -> tuple[str, int]:
-        line = b""
-        while not line.endswith(b"\n"):
-            line += os.read(self._read, 1)
-            assert line, "rank 0 is gone"
-        host, port = line.split()
+        host, port = os.read(self._read, self.record_bytes).split()
         return host.decode(), int(port)
+
+    def wait_until_all_ended(self) -> None:
+        """As in a run, where no process ends before the last training function has returned; a dead rank counts as ended."""
+        os.close(self.running)
+        os.read(self._ended, 1)  # end of file, once nobody holds the other end
 
 
 def become(ranks: RankSetup) -> None:
@@ -61,6 +64,7 @@ def run_rank(ranks: RankSetup, rendezvous: PipeRendezvous, scenario: Path) -> in
         exec(compile(scenario.read_text(), str(scenario), "exec"), names)
         result = names["scenario"](ranks, rendezvous, _TorchBackend(), TorchConfig(timeout_s=60))
         (scenario.parent / f"result_{ranks.rank}").write_text(json.dumps(result))
+        rendezvous.wait_until_all_ended()
         return 0
     except BaseException:  # a forked child must never go on in the parent's code
         traceback.print_exc()
@@ -81,6 +85,7 @@ def main() -> int:
             sys.stderr.flush()
             os._exit(code)
         children.append(child)
+    os.close(rendezvous.running)
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
 
 
