@@ -12,7 +12,7 @@ import pytest
 from runtime.client import serialization
 from runtime.errors import FencedError
 from runtime.wire.faults import Faults
-from runtime.wire.messages import ActorExited, Call, Result
+from runtime.wire.messages import ActorExited, Call, Result, Subscribe
 
 pytestmark = pytest.mark.process
 
@@ -66,10 +66,12 @@ def _subject() -> type:
 
             return threading.Lock()
 
-        def sleep(self, seconds: float) -> None:
+        def wait_for(self, path: str) -> None:
+            import os
             import time
 
-            time.sleep(seconds)
+            while not os.path.exists(path):
+                time.sleep(0.005)
 
         def thread(self) -> tuple[bool, list[str]]:
             import threading
@@ -229,13 +231,16 @@ async def test_a_cancelled_call_that_waits_is_not_started(worker_cluster: AnyClu
     async with worker_cluster() as cluster:
         (actor,) = await cluster.start(_subject())
         caller = await cluster.connect(actor)
-        sleeping = asyncio.ensure_future(caller.call("sleep", 0.3))
+        gate = cluster.tmp / "gate"
+        busy = asyncio.ensure_future(caller.call("wait_for", str(gate)))
         await asyncio.sleep(0)
         waiting = caller.peer.request(Call("note"), serialization.dumps_call((1,), {}, what="note"))
         last = asyncio.ensure_future(caller.call("notes"))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)
         caller.peer.cancel(waiting)
-        await sleeping
+        await caller.peer.call(Subscribe(1, "x", 1), timeout_s=20)  # answered beside the call that runs: the cancellation has arrived
+        gate.touch()
+        await busy
         assert await last == []
 
 

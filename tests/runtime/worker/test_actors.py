@@ -88,11 +88,11 @@ def _victim() -> type:
             program = subprocess.Popen(["sleep", "1000"], start_new_session=True)
             return [child, int(os.read(read_fd, 20)), program.pid]
 
-        def work(self, seconds: float) -> str:
+        def work(self, path: str) -> None:
             import time
 
-            time.sleep(seconds)
-            return "done"
+            open(path, "w").close()
+            time.sleep(1000)
 
         def watch_stop(self, path: str) -> None:
             import runtime.actor.context as context
@@ -136,6 +136,16 @@ def _victim() -> type:
             time.sleep(1000)
 
     return Victim
+
+
+async def _begin_to_work(cluster: Any, caller: Any) -> asyncio.Future[Any]:
+    """A call that has begun and takes for ever."""
+    path = cluster.tmp / "works"
+    call = asyncio.ensure_future(caller.call("work", str(path)))
+    async with asyncio.timeout(20):
+        while not path.exists():
+            await asyncio.sleep(0.005)
+    return call
 
 
 async def _exited(cluster: Any, actor: Any) -> Any:
@@ -322,7 +332,7 @@ async def test_a_busy_actor_is_killed_when_the_grace_is_over(worker_cluster: Any
     async with worker_cluster() as cluster:
         (actor,) = await cluster.start(_victim())
         caller = await cluster.connect(actor)
-        call = asyncio.ensure_future(caller.call("work", 1000))
+        call = await _begin_to_work(cluster, caller)
         cluster.stop(actor, grace_s=0.3)
         evidence = await _exited(cluster, actor)
         assert (evidence.kind, evidence.signal, evidence.wanted) == ("killed", "SIGKILL", True)
@@ -335,7 +345,7 @@ async def test_a_stop_can_be_hurried(worker_cluster: AnyCluster) -> None:
     async with worker_cluster() as cluster:
         (actor,) = await cluster.start(_victim())
         caller = await cluster.connect(actor)
-        call = asyncio.ensure_future(caller.call("work", 1000))
+        call = await _begin_to_work(cluster, caller)
         cluster.stop(actor, grace_s=1000.0, reason="first")
         cluster.stop(actor, grace_s=0.0, reason="second")
         evidence = await _exited(cluster, actor)
@@ -350,8 +360,7 @@ async def test_sigterm_reaches_the_handler_of_a_plain_actor(worker_cluster: AnyC
         (actor,) = await cluster.start(_victim())
         caller = await cluster.connect(actor)
         await caller.call("handle_sigterm", str(cluster.tmp / "said"))
-        call = asyncio.ensure_future(caller.call("work", 1000))
-        await asyncio.sleep(0.05)
+        call = await _begin_to_work(cluster, caller)
         cluster.stop(actor, grace_s=15.0, sigterm=True)
         evidence = await _exited(cluster, actor)
         assert (evidence.code, evidence.wanted) == (9, True)

@@ -148,11 +148,20 @@ async def test_F1_an_incarnation_that_is_refused_becomes_a_new_node(worker_clust
 
 @pytest.mark.asyncio
 async def test_a_head_that_does_not_answer_is_dialled_afresh(worker_cluster: Callable[..., Any]) -> None:
-    async with worker_cluster(limits={"heartbeat_s": 0.05, "dead_s": 0.5}) as cluster:
+    async with worker_cluster(limits={"heartbeat_s": 0.05, "suspect_s": 0.5}) as cluster:
         cluster.head.answers_heartbeats = False
         again = await cluster.head.expect(RegisterNode)
         assert again.incarnation == 1
         cluster.head.answers_heartbeats = True
+        await cluster.start(_sleeper())
+
+
+@pytest.mark.asyncio
+async def test_a_connection_that_hangs_is_not_waited_for_before_the_head_is_dialled_afresh(worker_cluster: Callable[..., Any]) -> None:
+    async with worker_cluster(limits={"heartbeat_s": 0.05, "suspect_s": 0.5, "handshake_s": 30.0}) as cluster:
+        cluster.head.peer._transport.pause_reading()  # as behind a pulled cable: neither an answer nor an end
+        again = await cluster.head.expect(RegisterNode)
+        assert again.incarnation == 1
         await cluster.start(_sleeper())
 
 
