@@ -7,7 +7,6 @@ from typing import Any
 
 import cloudpickle
 import pytest
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
@@ -144,9 +143,3 @@ def test_only_rank_zero_reports_the_file(run_ranks: Any) -> None:
             return [(metrics["epoch"], metrics["step"], path is not None) for metrics, path in train.reported]
     """)
     assert found == [[[0, 2, True], [1, 4, True]], [[0, 2, False], [1, 4, False]]]
-
-
-def test_flavour_is_the_one_that_is_imported() -> None:
-    from lightning_ext.flavour import pl as chosen
-
-    assert chosen is pl
