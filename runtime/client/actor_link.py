@@ -63,6 +63,7 @@ class ActorLink:
         self.node: NodeFacts | None = None
         self.was_ready = False
         self.failure: Failure | None = None  # set once: it has ended, or will never be
+        self.ended = asyncio.Event()  # set with ``failure``
         self.logs_ended = asyncio.Event()
         self.on_change: list[Callable[[ActorLink], None]] = []
         self.subscriptions: dict[int, Subscription] = {}
@@ -95,6 +96,8 @@ class ActorLink:
         if self.failure is not None:
             return
         self.failure = failure
+        self.ended.set()
+        self.session.living.discard(self)
         if self._task is not None:
             self._task.cancel()
         queue, self._queue = self._queue, deque()

@@ -36,7 +36,7 @@ class CreatedActors:
     def start(self) -> None:
         """Send the request."""
         for link in self.links:
-            self.session.links[link.actor_id] = link
+            self.session.register(link)
         buffers, self._buffers = self._buffers, ()
         self.session.create(self._message, buffers, self, self._accept)
 

@@ -105,17 +105,9 @@ class Gang:
         links, session = self._created.links, self._created.session
         await session.request(RemoveGroup(self.group_id, grace_s, reason or "the gang was stopped"),
                               timeout_s=grace_s + LIMITS.kill_wait_s + LIMITS.job_close_s)
-        gone = asyncio.Event()
-
-        def check(link: ActorLink) -> None:
-            if all(link.failure is not None for link in links):
-                gone.set()
-
-        for link in links:  # the news of their end is a message of its own, which may come a moment later
-            link.on_change.append(check)
-        check(links[0])
         async with asyncio.timeout(LIMITS.death_notice_s):
-            await gone.wait()
+            for link in links:  # the news of their end is a message of its own, which may come a moment later
+                await link.ended.wait()
         return [_evidence(link) for link in links]
 
     async def _wait_logs(self, timeout_s: float) -> bool:

@@ -5,6 +5,8 @@ A handle can be an argument of a call, or part of one: on the other side it find
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -121,10 +123,21 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 
 
 def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
-    """End the actor's process at once. Calls that are pending there fail with ActorDiedError; to kill a dead one is no error."""
+    """End the actor's process at once; returns when it is gone. Calls that are pending there fail with ActorDiedError.
+
+    To kill a dead one is no error. If its node does not answer, it returns after limits.kill_wait_s.
+    """
     if not isinstance(actor, ActorHandle):
         raise ArgumentTypeError(f"kill() takes an ActorHandle, not {type(actor).__name__}.")
     if not no_restart:
         raise ArgumentError("kill(no_restart=False) asks for a restart, and actors are not restarted here.")
     session: Session = current_session()
+    link = actor._link()
     session.call(StopActorsOf((actor._actor_id,), 0.0, "runtime.kill() was called"))
+    session.io.run(_wait_ended(link), "wait for an end")
+
+
+async def _wait_ended(link: ActorLink) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LIMITS.kill_wait_s):
+            await link.ended.wait()

@@ -87,6 +87,7 @@ class Session:
         self.host_id = host_id()
         self.failure: Failure | None = None  # set once: the session has ended
         self.links: weakref.WeakValueDictionary[ActorId, ActorLink] = weakref.WeakValueDictionary()
+        self.living: set[ActorLink] = set()  # calls may wait in a link that nobody has a handle of any more
         self.groups: dict[str, GroupListener] = {}
         self.actor_peers: set[Peer] = set()
         self._is_closed = False
@@ -173,11 +174,17 @@ class Session:
             self.groups.pop(message.group_id, None)
             listener.fail(lambda error=exc: error)  # type: ignore[misc]
 
+    def register(self, link: ActorLink) -> None:
+        """Have news of the actor go to ``link``, until it ends."""
+        self.links[link.actor_id] = link
+        self.living.add(link)
+
     async def find(self, actor_id: ActorId, label: str) -> ActorLink:
         """The one link of this client to an actor that somebody else created; that it does not exist is found out by using it."""
         found = self.links.get(actor_id)
         if found is None:
-            found = self.links[actor_id] = ActorLink(self, actor_id, label)
+            found = ActorLink(self, actor_id, label)
+            self.register(found)
             self.io.start(self._look_up(found), f"find actor {short(actor_id)}")
         return found
 
@@ -261,7 +268,7 @@ class Session:
     def _end(self, failure: Failure) -> None:
         self.failure = failure
         self._online.set()
-        for link in list(self.links.values()):
+        for link in list(self.living):
             link.end(failure)
         groups, self.groups = self.groups, {}
         for listener in groups.values():

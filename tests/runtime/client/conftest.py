@@ -222,7 +222,7 @@ def handle(cluster: FakeCluster, session: Session) -> ActorHandle:
     link = ActorLink(session, actor_id, "Fake")
 
     async def register() -> None:
-        session.links[actor_id] = link
+        session.register(link)
 
     session.io.run(register(), "register")
     return ActorHandle(actor_id, "Fake", None, link)

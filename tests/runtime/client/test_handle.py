@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from runtime.client.handle import ActorHandle, get_actor, kill, methods_of
 from runtime.client.object_ref import get
 from runtime.errors import ActorNotFoundError, ArgumentError, ArgumentTypeError
-from runtime.wire.messages import FindActor, StopActorsOf
+from runtime.wire.messages import ActorInfo, ActorsChanged, ActorStatus, ExitEvidence, FindActor, Ok, StopActorsOf
 
 
 class Counter:
@@ -65,8 +66,25 @@ def test_get_actor(cluster: Any, handle: ActorHandle) -> None:
         get_actor("alice")
 
 
+def test_A2_a_call_outlives_the_last_handle(cluster: Any, session: Any, handle: ActorHandle) -> None:
+    session.living.clear()
+    session.links.clear()
+    cluster.answers[FindActor] = lambda message: ActorInfo(ActorStatus(handle._actor_id, 1, "STARTING"), "Fake")
+    ref = get_actor("bob").f.remote()
+    gc.collect()
+    cluster.actor().ready()
+    assert get(ref, timeout=10) == ("f", ())
+
+
 def test_kill_asks_the_head(cluster: Any, handle: ActorHandle) -> None:
+    cluster.answers[StopActorsOf] = lambda message: (cluster.io.loop.call_later(0.05, die), Ok())[1]
+
+    def die() -> None:
+        status = ActorStatus(handle._actor_id, 1, "DEAD", evidence=ExitEvidence("killed", wanted=True))
+        cluster.peers[-1].notify(ActorsChanged("g", (status,)))
+
     kill(handle)
+    assert handle._found.failure is not None  # type: ignore[union-attr]
     request = cluster.wait_request(StopActorsOf)
     assert request.actor_ids == (handle._actor_id,)
     assert request.grace_s == 0.0
