@@ -70,8 +70,9 @@ class Limits:
     channel_window: int = 64
     dead_actors_kept: int = 1000  # names and causes of dead actors that the head remembers
 
-    # TCP. Keep-alive alone does not notice a partition while a write is pending; USER_TIMEOUT does.
-    tcp_user_timeout_s: float = 10.0
+    # TCP. Keep-alive alone does not notice a partition while a write is pending; USER_TIMEOUT does. Not before dead_s: heartbeats say
+    # whether a silent host is dead (with 10 s, a cut of 5 s that swallowed the three probes of an idle connection ended it).
+    tcp_user_timeout_s: float = 15.0
     tcp_keepalive_idle_s: float = 5.0
     tcp_keepalive_interval_s: float = 2.0
     tcp_keepalive_count: int = 3

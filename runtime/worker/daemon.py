@@ -228,6 +228,13 @@ class WorkerDaemon:
                 logger.warning("lost the head: %s Dialling again for %g s.", error, self._limits.head_loss_grace_s)
                 self._run(self._rejoin(), "rejoin")
 
+    def _dial_afresh(self, peer: Peer) -> None:
+        """Let go of a connection that hangs: behind a cut it delivers seconds after the cut is over, a new one at once."""
+        logger.warning("no answer from the head for %g s. Dialling again for %g s.", self._limits.suspect_s, self._limits.head_loss_grace_s)
+        self._peer = None
+        peer.close("no answer to heartbeats")
+        self._run(self._rejoin(), "rejoin")
+
     async def _rejoin(self) -> None:
         try:
             await self._join(self._limits.head_loss_grace_s)
@@ -246,13 +253,13 @@ class WorkerDaemon:
         self._facts = replace(self._facts, node_id=new_node_id())
 
     async def _beat(self) -> None:
-        """Heartbeats; a head that does not answer them for ``dead_s`` is dialled afresh. Adopted orphans are reaped in passing."""
+        """Heartbeats; a head that does not answer them for ``suspect_s`` is dialled afresh. Adopted orphans are reaped in passing."""
         limits = self._limits
         while True:
             if self._peer is not None:
                 self._seq += 1
-                if (self._seq - self._last_ack) * limits.heartbeat_s > limits.dead_s:
-                    self._peer.close("no answer to heartbeats")
+                if (self._seq - self._last_ack) * limits.heartbeat_s > limits.suspect_s:
+                    self._dial_afresh(self._peer)
                 else:
                     self._send(Heartbeat(self._seq))
             if not self._pool.is_forking:

@@ -159,10 +159,13 @@ async def test_a_head_that_does_not_answer_is_dialled_afresh(worker_cluster: Cal
 @pytest.mark.asyncio
 async def test_a_connection_that_hangs_is_not_waited_for_before_the_head_is_dialled_afresh(worker_cluster: Callable[..., Any]) -> None:
     async with worker_cluster(limits={"heartbeat_s": 0.05, "suspect_s": 0.5, "handshake_s": 30.0}) as cluster:
-        cluster.head.peer._transport.pause_reading()  # as behind a pulled cable: neither an answer nor an end
+        hanging = cluster.head.peer
+        hanging._transport.pause_reading()  # as behind a pulled cable: neither an answer nor an end
         again = await cluster.head.expect(RegisterNode)
         assert again.incarnation == 1
         await cluster.start(_sleeper())
+        hanging._transport.resume_reading()
+        await hanging.wait_closed()
 
 
 @pytest.mark.asyncio
