@@ -179,6 +179,10 @@ def test_refused_and_unknown_hosts_are_told_apart(home: Path, monkeypatch: pytes
         runtime.init("no-such-host.invalid:6480")
 
 
-def test_no_token_is_told(home: Path) -> None:
-    with pytest.raises(AuthenticationError, match=r"\.headway/token does not exist"):
+def test_no_token_is_told_if_somebody_answers(joined: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_TOKEN_FILE", str(home / "missing"))
+    with pytest.raises(AuthenticationError, match="missing does not exist"):
+        runtime.init(joined)
+    monkeypatch.setattr("runtime.client.session.LIMITS", dataclasses.replace(runtime.LIMITS, connect_s=0.1))
+    with pytest.raises(ConnectError, match="refused"):
         runtime.init("127.0.0.1:1")
