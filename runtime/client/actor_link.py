@@ -85,6 +85,8 @@ class ActorLink:
         self.node = node or self.node
         if status.state == "DEAD":
             evidence, was_ready = status.evidence or UNKNOWN_END, self.was_ready
+            if evidence.kind == "node dead" and self._peer is not None:
+                self._peer.abort()
             self.end(lambda: death_error(self.label, evidence, was_ready=was_ready, node=self.node), drain=evidence.kind != "node dead")
         elif status.state == "READY":
             self.was_ready = True

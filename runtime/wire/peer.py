@@ -175,6 +175,10 @@ class Peer:
         self._connection.close(reason)
         self._transport.flush_soon()
 
+    def abort(self) -> None:
+        """Fail all pending requests and drop the socket without a goodbye, for a peer whose host is gone: it would be waited for."""
+        self._transport.abort()
+
     async def wait_closed(self) -> None:
         """Wait until the socket is closed and ``on_close`` was called."""
         await self._transport.closed.wait()

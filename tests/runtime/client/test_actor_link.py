@@ -25,6 +25,7 @@ from runtime.errors import (
     TaskCancelledError,
     TaskError,
 )
+from runtime.limits import LIMITS
 from runtime.wire.messages import ActorStatus, ExitEvidence, Ok, Result
 
 
@@ -157,12 +158,14 @@ def test_A2_an_actor_that_cannot_be_reached(cluster: Any, handle: ActorHandle) -
         get(handle.f.remote(), timeout=10)
 
 
-def test_A2_a_node_that_died_ends_calls_without_waiting_for_the_connection(cluster: Any, handle: ActorHandle) -> None:
+def test_A2_a_node_that_died_ends_calls_without_waiting_for_the_connection(cluster: Any, session: Any, handle: ActorHandle) -> None:
     actor = cluster.actor()
     actor.behave = lambda *call: None
     actor.ready()
     ref = handle.f.remote()
     actor.wait_arrived()
+    cluster.call(lambda: actor.peers[-1]._transport.pause_reading())  # its host is gone, and answers no goodbye
+    next(iter(session.actor_peers))._transport._limits = LIMITS.scaled(100.0)
     actor.status("DEAD", ExitEvidence("node dead", detail="node node-a is dead: silent"))
     with pytest.raises(ActorDiedError, match="node node-a is dead"):
         get(ref, timeout=10)
