@@ -64,3 +64,31 @@ def test_a_users_package_of_that_name_is_displaced_with_its_parts(tmp_path: Path
                                       "print(model(), ScalingConfig.__name__)\n")
     done = run(tmp_path, "main.py")
     assert done.stdout.split() == ["model", "ScalingConfig"], done.stderr
+
+
+USE = """
+class Model:
+    def run(self, x): return scale(x), helper.WORD, ScalingConfig.__module__
+
+def scale(x): return 3 * x
+
+def main():
+    runtime.init(num_cpus=1)
+    print(runtime.get(runtime.remote(Model).remote().run.remote(2)))
+    runtime.shutdown()
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", [["train.py"], ["-m", "runtime", "run", "train.py"], ["main.py"]])
+def test_actors_of_a_script_called_train(tmp_path: Path, command: list[str]) -> None:
+    imports = "import helper\nimport runtime\nfrom train import ScalingConfig\n"
+    if "run" not in command:
+        imports = "import runtime\nimport helper\nfrom train import ScalingConfig\n"
+    (tmp_path / "helper.py").write_text("WORD = 'beside'\n")
+    (tmp_path / "train.py").write_text(f"{imports}{USE}\nif __name__ == '__main__': main()\n")
+    (tmp_path / "main.py").write_text("import train\ntrain.main()\n")
+    done = run(tmp_path, *command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "(6, 'beside', 'train.config')\n"
+    assert done.stderr.count("\n") == (1 if command == ["main.py"] else 0), done.stderr
