@@ -13,6 +13,7 @@
     ├── ProtocolError                             bytes that are no valid frame or message
     ├── ConnectionLostError (ConnectionError)     an open connection ended; pending calls fail with it
     ├── HeadLostError                             the cluster's head is gone for good
+    │   └── JobStoppedError                       not the head, but this job: somebody stopped it (headway stop)
     ├── PlacementError                            the asked resources can't be had
     │   ├── InfeasibleError                       no node could ever satisfy the request
     │   └── PlacementTimeoutError (TimeoutError)  not within the placement time-out
@@ -52,6 +53,7 @@ __all__ = [
     "HeadLostError",
     "HeadwayError",
     "InfeasibleError",
+    "JobStoppedError",
     "NameTakenError",
     "NotInitializedError",
     "PlacementError",
@@ -107,6 +109,10 @@ class ConnectionLostError(HeadwayError, ConnectionError):
 
 class HeadLostError(HeadwayError):
     """The head of the cluster is gone; what it placed is being stopped."""
+
+
+class JobStoppedError(HeadLostError):
+    """Somebody else than its driver stopped this job; what it had placed is being stopped. A new ``init()`` opens a new one."""
 
 
 class PlacementError(HeadwayError):

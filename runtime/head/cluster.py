@@ -1,13 +1,13 @@
 """The head's brain: ``handle(event, now) -> commands``. Pure: no clock, no randomness, no I/O, so a run can be replayed from its events.
 
 The rules are in ``membership`` (nodes), ``ownership`` (jobs), ``admission`` (requests), ``scheduling`` (groups) and ``supervision``
-(actors); all work on one ``State``. Here messages find their rule, and each step is brought to its end.
+(actors), ``status`` answers who asks; all work on one ``State``. Here messages find their rule, and each step is brought to its end.
 """
 
 from __future__ import annotations
 
 from runtime.errors import HeadwayError, ProtocolError
-from runtime.head import admission, membership, ownership, scheduling, supervision
+from runtime.head import admission, membership, ownership, scheduling, status, supervision
 from runtime.head.events import Command, DriverGone, Event, MessageReceived, PeerJoined, PeerLost, ShutDown, Tick
 from runtime.head.state import Client, Settings, State
 from runtime.limits import Limits
@@ -88,6 +88,7 @@ class Cluster:
             return
         membership.lost(state, client, event.reason, now)
         ownership.lost(state, client, now)
+        status.stop_reading(state, client)
 
     def _receive(self, event: MessageReceived, now: float) -> None:
         state = self.state
@@ -97,6 +98,8 @@ class Cluster:
         try:
             if isinstance(event.message, FROM_NODES):
                 self._receive_from_node(client, event, now)
+            elif isinstance(event.message, (wire.AskStatus, wire.RunStatus, wire.ReadLog)):
+                status.receive(state, client, event.message, event.call_id, now)
             else:
                 self._receive_request(client, event, now)
         except HeadwayError as exc:
@@ -109,7 +112,8 @@ class Cluster:
             return
         membership.heard(state, node, now)
         match event.message:
-            case wire.Heartbeat(seq):
+            case wire.Heartbeat(seq, zygotes):
+                node.zygotes = zygotes
                 state.send(event.conn, wire.HeartbeatAck(seq))
                 return
             case wire.ActorsReady() as message:

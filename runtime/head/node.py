@@ -54,6 +54,7 @@ class Node:
     lost_at: float | None = None
     state: NodeState = NodeState.JOINING
     actors: dict[str, Actor] = field(default_factory=dict)
+    zygotes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"node {self.facts.name} ({self.facts.host or 'local'}, incarnation {self.incarnation})"
@@ -81,7 +82,7 @@ class Node:
 
     def status(self) -> NodeStatus:
         """The node as messages show it."""
-        return NodeStatus(self.facts, str(self.state), to_floats(self.ledger.free))
+        return NodeStatus(self.facts, str(self.state), to_floats(self.ledger.free), self.zygotes)
 
 
 def inventory(facts: NodeFacts) -> Ledger:

@@ -14,7 +14,7 @@ from runtime.head.job import DRIVER, Job, JobState, Owner
 from runtime.head.membership import check_python
 from runtime.head.node import Node
 from runtime.head.state import Client, State
-from runtime.wire.messages import CloseJob, JobOpened, LogEnd, LogLines, OpenJob, Preload, SweepJob
+from runtime.wire.messages import CloseJob, JobOpened, JobStopped, LogEnd, LogLines, OpenJob, Preload, SweepJob
 
 __all__ = ["advance_closing", "check_deadlines", "close_all", "close_job", "deadline", "driver_gone", "extend", "forward_logs", "lost",
            "open_job", "preload", "swept"]
@@ -83,6 +83,13 @@ def close_job(state: State, client: Client, message: CloseJob, call_id: int, now
         return
     if call_id > 0:
         job.waiters.append((client.conn, call_id))
+    if message.reason and job.state is JobState.OPEN:
+        for owner in job.owners.values():
+            state.tell(owner, JobStopped(message.reason), last=False)
+        _begin_closing(state, job, Stop(state.limits.stop_grace_s, message.reason), now)
+        return
+    for group in job.groups.values() if job.state is JobState.CLOSING else ():
+        supervision.stop(state, group.living, Stop(0.0, "its job was closed"), now)  # what is left of a grace is over
     _begin_closing(state, job, Stop(0.0, "its job was closed"), now)
 
 
@@ -202,7 +209,10 @@ def preload(state: State, client: Client, message: Preload, call_id: int) -> Non
 
 
 def forward_logs(state: State, message: LogLines | LogEnd) -> None:
-    """Output of an actor to the driver: lines if it wants them, their end always."""
+    """Output of an actor to the driver: lines if it wants them, their end always; or to who asked for it."""
+    if message.reader:
+        state.send(message.reader if message.reader in state.clients else None, message)
+        return
     job = state.jobs.get(message.job_id)
     if job is not None and (isinstance(message, LogEnd) or job.opened.log_to_driver):
         state.send(job.owners[DRIVER].conn, message)

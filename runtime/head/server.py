@@ -53,7 +53,7 @@ class HeadServer:
         self._queue: deque[events.Event] = deque()
         self._handling = False
         self._watched: dict[str, int] = {}  # pidfd by job id
-        self._dropped: dict[str, int] = {}  # log lines that a slow driver lost, by actor id
+        self._dropped: dict[tuple[int, str], int] = {}  # log lines that a slow client lost, by connection and actor id
         self._timer: asyncio.Handle | None = None
         self._timer_due = 0.0
         self._emptied = asyncio.Event()
@@ -172,10 +172,10 @@ class HeadServer:
         if peer is None or not peer.is_open:
             return
         if isinstance(message, (LogLines, LogEnd)):
-            lost = self._dropped.pop(message.actor_id, 0)
+            lost = self._dropped.pop((conn, message.actor_id), 0)
             if isinstance(message, LogLines):
                 if peer.queued_bytes > self._limits.send_queue_bytes:
-                    self._dropped[message.actor_id] = lost + message.dropped + len(message.lines)
+                    self._dropped[conn, message.actor_id] = lost + message.dropped + len(message.lines)
                     return
                 message = replace(message, dropped=message.dropped + lost)
         try:

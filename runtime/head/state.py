@@ -1,13 +1,13 @@
 """What the brain knows: its tables, and the orders it has collected in this step.
 
-Every table is bounded by what is alive, but for two that remember the dead: ``dead`` (limits.dead_actors_kept) and ``buried``.
+Every table is bounded by what is alive, but for those that remember: ``dead`` (limits.dead_actors_kept), ``buried`` and ``runs``.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from runtime.errors import HeadwayError
@@ -18,7 +18,7 @@ from runtime.head.job import Job, Owner
 from runtime.head.lifecycle import IllegalTransitionError, Record, move
 from runtime.head.node import Node
 from runtime.limits import Limits
-from runtime.wire.messages import ActorInfo, ActorsChanged, ExitEvidence, Hello, Message, NodeFacts, NodeStatus, Ok
+from runtime.wire.messages import ActorInfo, ActorsChanged, ExitEvidence, Hello, Message, NodeFacts, NodeStatus, Ok, RunStatus
 
 __all__ = ["Client", "Settings", "State"]
 
@@ -57,6 +57,7 @@ class Client:
     hello: Hello
     node: Node | None = None
     owner: Owner | None = None
+    reading: set[str] = field(default_factory=set)  # ids of nodes that were asked for logs
 
 
 class State:
@@ -75,6 +76,7 @@ class State:
         self.hungry: dict[str, Group] = {}  # reserved groups with actors that wait for room in their bundle
         self.dead: OrderedDict[str, ActorInfo] = OrderedDict()
         self.buried: deque[NodeStatus] = deque(maxlen=BURIED_NODES_KEPT)
+        self.runs: OrderedDict[tuple[str, str], RunStatus] = OrderedDict()  # by job id and name, those that are over too
         self.incarnations = 0  # of nodes; one counter for all, so that a later one is always greater
         self.inventory_version = 0  # changes with every node that comes or goes
         self.shutting_down = False

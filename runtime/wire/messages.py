@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 __all__ = [
-    "PROTOCOL", "REGISTRY", "ActorExited", "ActorInfo", "ActorSpec", "ActorStarted", "ActorStatus", "ActorUp", "ActorsChanged",
-    "ActorsReady", "Call", "CallError", "CancelCall", "Challenge", "CloseJob", "CreateActors", "CreateGroup", "Credit", "EndChannel",
-    "ExitEvidence", "Failed", "Fence", "FindActor", "Goodbye", "GroupChanged", "Heartbeat", "HeartbeatAck", "Hello", "InitFailed",
-    "Item", "JobOpened", "JobSwept", "ListNodes", "LogEnd", "LogLines", "Message", "NodeAccepted", "NodeFacts", "NodeList", "NodeStatus",
-    "Ok", "OpenJob", "Ping", "Pong", "Preload", "Proof", "RegisterNode", "RemoveGroup", "Result", "Setup", "StartActors", "StartSpec",
-    "StopActors", "StopActorsOf", "StopRequested", "Subscribe", "SweepJob", "Welcome",
+    "PROTOCOL", "REGISTRY", "ActorEntry", "ActorExited", "ActorInfo", "ActorSpec", "ActorStarted", "ActorStatus", "ActorUp",
+    "ActorsChanged", "ActorsReady", "AskStatus", "Call", "CallError", "CancelCall", "Challenge", "CloseJob", "ClusterStatus",
+    "CreateActors", "CreateGroup", "Credit", "EndChannel", "ExitEvidence", "Failed", "Fence", "FindActor", "Goodbye", "GroupChanged",
+    "GroupStatus", "Heartbeat", "HeartbeatAck", "Hello", "InitFailed", "Item", "JobOpened", "JobStatus", "JobStopped", "JobSwept",
+    "ListNodes", "LogEnd", "LogLines", "Message", "NodeAccepted", "NodeFacts", "NodeList", "NodeStatus", "Ok", "OpenJob", "Ping",
+    "Pong", "Preload", "Proof", "ReadLog", "RegisterNode", "RemoveGroup", "Result", "RunStatus", "Setup", "StartActors", "StartSpec",
+    "StopActors", "StopActorsOf", "StopReading", "StopRequested", "Subscribe", "SweepJob", "Welcome",
 ]
 
 # Raised by one when a peer of the previous number could not be understood; compared at the handshake.
@@ -200,6 +201,7 @@ class Heartbeat(Message):
     """Daemon to head, each ``heartbeat_s``."""
 
     seq: int
+    zygotes: tuple[str, ...] = ()  # for people: "torch: ready"
 
 
 @_message(23)
@@ -239,6 +241,7 @@ class NodeStatus:
     facts: NodeFacts
     state: str
     available: dict[str, float]
+    zygotes: tuple[str, ...] = ()
 
 
 @_message(27)
@@ -369,7 +372,10 @@ class JobSwept(Message):
 @_message(36)
 @dataclass(frozen=True, slots=True)
 class LogLines(Message):
-    """Daemon to head to driver: output of one actor. ``dropped``: lines left out before these by the rate limit."""
+    """Daemon to head to driver: output of one actor. ``dropped``: lines left out before these by the rate limit.
+
+    ``reader``: the answer to a ReadLog, for who sent that.
+    """
 
     job_id: str
     actor_id: str
@@ -378,15 +384,18 @@ class LogLines(Message):
     lines: tuple[str, ...]
     dropped: int = 0
     log_path: str = ""
+    reader: int = 0
 
 
 @_message(37)
 @dataclass(frozen=True, slots=True)
 class LogEnd(Message):
-    """Daemon to head to driver: the actor is gone and all its lines were sent."""
+    """Daemon to head to driver: the actor is gone and all its lines were sent; or the end of a ReadLog, ``error``: why it failed."""
 
     job_id: str
     actor_id: str
+    reader: int = 0
+    error: str = ""
 
 
 # ---- a daemon and its actor (inherited socket pair, no handshake) ----
@@ -465,9 +474,10 @@ class JobOpened(Message):
 @_message(52)
 @dataclass(frozen=True, slots=True)
 class CloseJob(Message):
-    """Answered with Ok when no process of the job is left."""
+    """Answered with Ok when no process of the job is left. ``reason``: it is not its driver that asks; the actors have a grace."""
 
     job_id: str
+    reason: str = ""
 
 
 @_message(53)
@@ -661,3 +671,120 @@ class EndChannel(Message):
 
     channel_id: int
     reason: str = field(default="")
+
+
+# ---- one picture: command line, driver <-> head <-> daemon ----
+
+
+@_message(80)
+@dataclass(frozen=True, slots=True)
+class AskStatus(Message):
+    """Answer: ClusterStatus."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """A job as the head sees it. ``state``: OPEN CLOSING."""
+
+    job_id: str
+    state: str
+    pid: int  # of its driver
+    cwd: str
+    namespace: str = ""
+    is_driver_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """A group as the head sees it. ``reason``: why it, or an actor in it, waits, in words and numbers."""
+
+    group_id: str
+    job_id: str
+    name: str
+    state: str
+    asked: str
+    reason: str = ""
+    since_s: float = 0.0  # how long ago it began to wait
+    nodes: tuple[str, ...] = ()  # names
+
+
+@dataclass(frozen=True, slots=True)
+class ActorEntry:
+    """An actor as the head sees it. ``gang``: it is one of several that live and die together."""
+
+    actor_id: str
+    job_id: str
+    group_id: str
+    name: str
+    label: str
+    class_name: str
+    state: str
+    gang: bool
+    node: str = ""
+    pid: int = 0
+    gpu_ids: tuple[int, ...] = ()
+    log_path: str = ""
+
+
+@_message(82)
+@dataclass(frozen=True, slots=True)
+class RunStatus(Message):
+    """Driver to head: where a run of its is. The head keeps the newest of each; ``job_id`` is filled in by it."""
+
+    name: str
+    state: str
+    attempt: int
+    world_size: int
+    metrics: str = ""  # the newest, as short text
+    checkpoint: str = ""  # the newest committed one
+    directory: str = ""
+    is_over: bool = False
+    job_id: str = ""
+
+
+@_message(81)
+@dataclass(frozen=True, slots=True)
+class ClusterStatus(Message):
+    """Answer to AskStatus. Long tables are cut, those who wait first: ``num_groups`` and ``num_actors`` count all."""
+
+    embedded: bool
+    nodes: tuple[NodeStatus, ...]
+    jobs: tuple[JobStatus, ...]
+    runs: tuple[RunStatus, ...]
+    groups: tuple[GroupStatus, ...]
+    actors: tuple[ActorEntry, ...]
+    num_groups: int
+    num_actors: int
+
+
+@_message(83)
+@dataclass(frozen=True, slots=True)
+class ReadLog(Message):
+    """Command line to head, answered with Ok, to the actor's daemon: LogLines follow, at last LogEnd, all with ``reader``.
+
+    ``num_lines``: of the end of the log; < 0: all of it. ``follow``: go on until the actor ends. ``stacks``: what all its threads are
+    doing, instead of its log. The head fills in ``reader`` and ``log_path``.
+    """
+
+    actor_id: str
+    num_lines: int = -1
+    follow: bool = False
+    stacks: bool = False
+    reader: int = 0
+    log_path: str = ""
+
+
+@_message(84)
+@dataclass(frozen=True, slots=True)
+class StopReading(Message):
+    """Head to daemon: who read is gone."""
+
+    reader: int
+
+
+@_message(85)
+@dataclass(frozen=True, slots=True)
+class JobStopped(Message):
+    """Head to the owners of a job: somebody else closed it."""
+
+    reason: str

@@ -209,7 +209,7 @@ def test_missing_trailing_fields_take_their_defaults() -> None:
 
 
 def test_surplus_fields_of_a_newer_peer_are_ignored() -> None:
-    assert decode(msgpack.packb([22, 0, 0, [], 3, "new", {"x": [1]}]), UNPACK).message == Heartbeat(3)
+    assert decode(msgpack.packb([22, 0, 0, [], 3, ["a"], "new", {"x": [1]}]), UNPACK).message == Heartbeat(3, ("a",))
 
 
 def test_an_int_is_accepted_for_a_float() -> None:
