@@ -81,6 +81,10 @@ class Actors:
         """Ids of the actors whose end was not reported."""
         return tuple(self._actors)
 
+    def find(self, actor_id: str) -> ActorProcess | None:
+        """The actor, unless its end was reported."""
+        return self._actors.get(actor_id)
+
     # ---- start ----
 
     def start(self, message: StartActors, buffers: Sequence[bytes | memoryview]) -> None:

@@ -9,6 +9,7 @@ import contextlib
 import faulthandler
 import importlib
 import os
+import signal
 import sys
 import time
 import types
@@ -18,7 +19,7 @@ from typing import NoReturn
 from runtime.worker import sweep
 from runtime.worker.spawn import die_with_parent, set_process_name
 
-__all__ = ["FDS_PER_ACTOR", "FORCED_ENV", "THREAD_VARIABLES", "Birth", "become_actor"]
+__all__ = ["FDS_PER_ACTOR", "FORCED_ENV", "THREAD_VARIABLES", "Birth", "become_actor", "stacks_path"]
 
 # Lifeline, hand-over socket, log file: in this order.
 FDS_PER_ACTOR = 3
@@ -68,10 +69,16 @@ def become_actor(birth: Birth, *, lifeline_fd: int, handover_fd: int, log_fd: in
     if (torch := sys.modules.get("torch")) is not None:  # its pools were sized when the zygote imported it
         torch.set_num_threads(birth.num_threads)
     faulthandler.enable()
+    _offer_stacks(birth.log_path)
     _forget_main(birth.title)
     host = importlib.import_module("runtime.actor.host")  # by name: the worker daemon's code does not know the actor's
     host.main(lifeline_fd=lifeline_fd, handover_fd=handover_fd, log_path=birth.log_path)
     raise AssertionError("host.main() returned")
+
+
+def stacks_path(log_path: str) -> str:
+    """Where the actor with this log file writes its stacks."""
+    return f"{log_path.removesuffix('.log')}.stacks"
 
 
 def _join_daemon(daemon_pid: int) -> bool:
@@ -120,6 +127,13 @@ def _forget_main(title: str) -> None:
     """An empty ``__main__``: ours is nobody's business, and ``multiprocessing`` would run it again in children that it spawns."""
     sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = [title]
+
+
+def _offer_stacks(log_path: str) -> None:
+    """At SIGUSR2 all threads' stacks are written to a file of ours, by a handler that needs no GIL."""
+    with contextlib.suppress(OSError):
+        fd = os.open(stacks_path(log_path), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        faulthandler.register(signal.SIGUSR2, file=fd, all_threads=True)
 
 
 def _offer_to_oom_killer() -> None:

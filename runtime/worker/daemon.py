@@ -33,13 +33,16 @@ from runtime.wire.messages import (
     NodeAccepted,
     NodeFacts,
     Preload,
+    ReadLog,
     RegisterNode,
     StartActors,
     StopActors,
+    StopReading,
     SweepJob,
 )
 from runtime.wire.peer import Identity, Listener, Peer, Received, connect_retrying, host_id, listen
 from runtime.worker.actors import Actors
+from runtime.worker.log_readers import LogReaders
 from runtime.worker.network import interface_of
 from runtime.worker.outbox import Outbox
 from runtime.worker.spawn import Watcher, become_subreaper
@@ -110,6 +113,8 @@ class WorkerDaemon:
             pool=self._pool, watcher=self._watcher, lineage=lineage, session_dir=self._session_dir, limits=self._limits,
             head_address=self._head_address, token=self._token, simulated_gpus=self._simulated_gpus, facts=lambda: self._facts,
             report=self._report, send_log=self._send_log)
+        self._readers = LogReaders(self._session_dir / "logs", self._limits, lambda: self._facts.name, self._actors.find,
+                                   self._send_log, self._send)
         self._is_started = True
         try:
             leftovers = await asyncio.to_thread(sweep_dead_daemons)
@@ -136,6 +141,7 @@ class WorkerDaemon:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._readers.close()
         await self._actors.end_all(reason, "node dead")
         await self._actors.close()
         await self._pool.close()
@@ -224,6 +230,7 @@ class WorkerDaemon:
     def _on_lost(self, peer: Peer, error: HeadwayError) -> None:
         if peer is self._peer:
             self._peer = None
+            self._readers.stop_all()  # the head that comes back may have given the numbers of who read to others
             if not self._is_closing:
                 logger.warning("lost the head: %s Dialling again for %g s.", error, self._limits.head_loss_grace_s)
                 self._run(self._rejoin(), "rejoin")
@@ -261,7 +268,7 @@ class WorkerDaemon:
                 if (self._seq - self._last_ack) * limits.heartbeat_s > limits.suspect_s:
                     self._dial_afresh(self._peer)
                 else:
-                    self._send(Heartbeat(self._seq))
+                    self._send(Heartbeat(self._seq, self._pool.described))
             if not self._pool.is_forking:
                 self._watcher.reap_orphans()
             await asyncio.sleep(limits.heartbeat_s)
@@ -286,6 +293,10 @@ class WorkerDaemon:
                 self._run(self._sweep_job(job_id), f"sweep job {job_id[:8]}")
             case Preload(modules):
                 self._pool.preload((*self._preload, *modules))
+            case ReadLog() as message:
+                self._readers.read(message)
+            case StopReading(reader):
+                self._readers.stop(reader)
             case Fence(reason):
                 self._peer = None
                 peer.close("fenced")

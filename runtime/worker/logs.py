@@ -96,10 +96,11 @@ class LogTails:
         if self._fd is not None:
             self._loop.add_reader(self._fd, self._on_writes)
 
-    def follow(self, path: str, send: Callable[[LogBatch], bool]) -> None:
-        """Send the lines of the file, from its beginning, until ``finish``."""
+    def follow(self, path: str, send: Callable[[LogBatch], bool], *, start: int = 0) -> None:
+        """Send the lines of the file, from the byte ``start`` on, until ``finish``."""
         name = os.path.basename(path)
         file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by finish() or close()
+        file.seek(start)
         self._tails[name] = _Tail(path, file, send, tokens=self._limits.log_stream_bytes_per_s)
         self._wake(name)
 

@@ -72,6 +72,13 @@ class ZygotePool:
         return [zygote.pid for zygote in self._zygotes.values()]
 
     @property
+    def described(self) -> tuple[str, ...]:
+        """Each set for people: "torch: ready"."""
+        states = {modules: "ready" if zygote.ready.done() else "starting" for modules, zygote in self._zygotes.items()}
+        states |= dict.fromkeys(self._discarded, "unfit, its actors are exec'd")
+        return tuple(f"{', '.join(sorted(modules)) or 'runtime only'}: {state}" for modules, state in states.items())
+
+    @property
     def is_forking(self) -> bool:
         """True while children may exist whose pids were not told yet."""
         return any(zygote.is_busy for zygote in self._zygotes.values())
