@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from runtime.client.placement_group import placement_group as placement_group
     from runtime.client.placement_group import remove_placement_group as remove_placement_group
     from runtime.client.remote import remote as remote
+    from runtime.client.run_news import publish_run as publish_run
     from runtime.client.serialization import dumps_function as dumps_function
     from runtime.client.serialization import loads as loads
     from runtime.client.subscription import Subscription as Subscription
@@ -55,6 +56,7 @@ _HOME = {
     "PlacementGroup": "client.placement_group", "placement_group": "client.placement_group",
     "remove_placement_group": "client.placement_group",
     "remote": "client.remote",
+    "publish_run": "client.run_news",
     "dumps_function": "client.serialization", "loads": "client.serialization",
     "init": "client.init", "is_initialized": "client.init", "shutdown": "client.init",
     "Subscription": "client.subscription",

@@ -134,8 +134,17 @@ class Controller:
         """Handle an event, perform what follows, and so on until nothing does."""
         todo: deque[Event] = deque([incoming(event) if isinstance(event, Incoming) else event])
         while todo:
-            for action in self._state.handle(todo.popleft(), time.monotonic()):
+            actions = self._state.handle(todo.popleft(), time.monotonic())
+            self._publish()
+            for action in actions:
                 todo += self._perform(action)
+
+    def _publish(self) -> None:
+        """What ``headway status`` shows of this run."""
+        spec, latest = self._spec, self._spec.manager.latest
+        runtime.publish_run(self._storage.run_name, self._state.state.value, is_over=self._state.is_final, attempt=spec.manager.attempt,
+                            world_size=spec.world_size, metrics=self._metrics, checkpoint=latest.name if latest else "",
+                            directory=self._storage.path)
 
     def result(self) -> Result:
         """What the run ended with, or its error."""

@@ -22,7 +22,7 @@ from runtime.errors import AlreadyInitializedError, AuthenticationError, HeadLos
 from runtime.ids import new_job_id, short
 from runtime.wire.peer import Identity
 
-__all__ = ["ClientContext", "current_session", "init", "is_initialized", "session_or_init", "shutdown"]
+__all__ = ["ClientContext", "current_session", "init", "is_initialized", "open_session", "session_or_init", "shutdown"]
 
 _session: Session | None = None
 _lock = threading.RLock()
@@ -79,6 +79,12 @@ def current_session() -> Session:
         raise NotInitializedError("There is no session: call runtime.init() first.")
     session.check_open()
     return session
+
+
+def open_session() -> Session | None:
+    """The session of this process if it is open; none is opened."""
+    session = _session
+    return session if session is not None and session.failure is None else None
 
 
 def session_or_init() -> Session:

@@ -19,8 +19,9 @@ from runtime.client import logs
 from runtime.client.actor_link import ActorLink, Failure
 from runtime.client.io_thread import IoThread
 from runtime.client.notice import say
+from runtime.client.run_news import RunNews
 from runtime.client.serialization import Buffer
-from runtime.errors import ConnectionLostError, HeadLostError, HeadwayError, NotInitializedError, TaskCancelledError
+from runtime.errors import ConnectionLostError, HeadLostError, HeadwayError, JobStoppedError, NotInitializedError, TaskCancelledError
 from runtime.ids import ActorId, JobId, short
 from runtime.limits import LIMITS
 from runtime.wire.messages import (
@@ -32,6 +33,7 @@ from runtime.wire.messages import (
     FindActor,
     GroupChanged,
     JobOpened,
+    JobStopped,
     LogEnd,
     LogLines,
     Message,
@@ -85,6 +87,7 @@ class Session:
         self.embedded = embedded
         self.preload = preload
         self.host_id = host_id()
+        self.runs = RunNews(self)
         self.failure: Failure | None = None  # set once: the session has ended
         self.links: weakref.WeakValueDictionary[ActorId, ActorLink] = weakref.WeakValueDictionary()
         self.living: set[ActorLink] = set()  # calls may wait in a link that nobody has a handle of any more
@@ -150,6 +153,12 @@ class Session:
                 if not again:
                     raise
                 await peer.wait_closed()  # then _lost was called
+
+    def notify(self, message: Message) -> None:
+        """Tell the head what it may miss."""
+        if self._peer is not None and self.failure is None:
+            with contextlib.suppress(ConnectionLostError):
+                self._peer.notify(message)
 
     def create(self, message: CreateActors | CreateGroup, buffers: Sequence[Buffer], listener: GroupListener,
                done: Callable[[], None] | None = None) -> None:
@@ -240,6 +249,8 @@ class Session:
             link = self.links.get(ActorId(message.actor_id))
             if link is not None:
                 link.logs_ended.set()
+        elif isinstance(message, JobStopped) and self.failure is None:
+            self._end(lambda: JobStoppedError(f"This job was {message.reason}."))
 
     def _lost(self, peer: Peer, error: HeadwayError) -> None:
         if self.failure is not None or peer is not self._peer:
