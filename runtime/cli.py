@@ -1,4 +1,4 @@
-"""``headway head | worker | run``: the command line. Each command starts the module of that name."""
+"""``headway``: the command line. ``head`` and ``worker`` are the modules of that name, ``run`` is here, all else in ``commands``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ commands:
   head [OPTIONS]           start a head on this host (python -m runtime.head)
   worker [OPTIONS]         join this host to a cluster (python -m runtime.worker)
   run SCRIPT [ARGS ...]    run a Python script; `train` and `lightning_ext` are ours in it, whatever it is called
+  status [--json]          nodes, runs, actors, and why something waits
+  logs NAME|RUN [--rank N] [-f]
+  stacks NAME|RUN [--rank N]
+  stop [RUN|--all]         stop a job
 
-`headway head --help` and `headway worker --help` list their options.
+`headway COMMAND --help` lists its options.
 """
 MODULES = {"head": "runtime.head", "worker": "runtime.worker"}
 
@@ -39,6 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.argv = [f"headway {command}", *arguments[1:]]
         runpy.run_module(MODULES[command], run_name="__main__", alter_sys=False)
         return 0
+    if command in ("status", "logs", "stacks", "stop"):
+        from runtime import commands
+
+        return commands.main(command, arguments[1:])
     if command == "run":
         return _run(arguments[1:])
     print(f"{USAGE}\nheadway: {f'unknown command {command!r}' if command else 'a command is missing'}", file=sys.stderr)

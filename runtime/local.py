@@ -35,6 +35,7 @@ __all__ = ["Embedded", "main", "start_embedded"]
 logger = logging.getLogger(__name__)
 
 TOKEN_BYTES = 32
+INDEX = Path("~/.headway/embedded")  # one file for each embedded cluster of this user, named by the pid of its process
 # Without a pidfd (macOS) the driver's death shows as another parent; looked at this often.
 PARENT_CHECK_S = 0.5
 # -P: a file of the user's directory must not pass for one of ours, or of the standard library. ROOT comes last for the same reason.
@@ -61,6 +62,7 @@ class Embedded:
         """End the process, and what it left if it was killed. Idempotent."""
         _end(self.process)
         shutil.rmtree(self._session_dir, ignore_errors=True)
+        _unlist(self.process.pid)
 
 
 def start_embedded(*, num_cpus: float | None, num_gpus: float | None, resources: dict[str, float] | None,
@@ -171,6 +173,7 @@ async def _serve(options: dict[str, Any], ready: TextIO) -> int:
         await server.start()
         daemon = _daemon(options, server.addresses[0], token, session_dir)
         await daemon.start()
+        _list(server.addresses[0], token, session_dir, options["driver_pid"])
         _answer(ready, {"address": server.addresses[0], "token": token.hex(), "session_dir": str(session_dir)})
         watching = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(daemon.run_until_closed())]
         await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
@@ -186,6 +189,7 @@ async def _serve(options: dict[str, Any], ready: TextIO) -> int:
             await daemon.close("the embedded cluster ends")
         await server.close()
         shutil.rmtree(session_dir, ignore_errors=True)
+        _unlist(os.getpid())
     return 0
 
 
@@ -200,6 +204,23 @@ def _daemon(options: dict[str, Any], head_address: str, token: bytes, session_di
         resources["GPU"] = float(len(gpus))
     return WorkerDaemon(head_address=head_address, token=token, name=None, resources=resources, labels={}, gpus=gpus,
                         simulated_gpus=simulated, session_dir=session_dir, preload=options["preload"])
+
+
+def _list(address: str, token: bytes, session_dir: Path, driver_pid: int) -> None:
+    """Let the command line of this user find the cluster. Where HOME can't be written to, it is not found."""
+    token_file, record = session_dir / "token", INDEX.expanduser() / f"{os.getpid()}.json"
+    with contextlib.suppress(OSError):
+        record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        listed = {"address": address, "token_file": str(token_file), "pid": os.getpid(), "driver_pid": driver_pid}
+        for path, text in ((token_file, token.hex()), (record, json.dumps(listed))):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(fd, "w", encoding="ascii") as file:
+                file.write(text + "\n")
+
+
+def _unlist(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(INDEX.expanduser() / f"{pid}.json")
 
 
 def _answer(ready: TextIO, answer: dict[str, str]) -> None:
