@@ -8,6 +8,7 @@ says how it died; when that news comes first, the connection is read to its end,
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import platform
 from collections import deque
@@ -223,7 +224,7 @@ class ActorLink:
         self._timer = None
         unresolved, self._unresolved = self._unresolved, []
         for operation, error in unresolved:
-            operation.fail(lambda error=error: error)  # type: ignore[misc]
+            operation.fail(functools.partial(_same, error))
         self.pump()
 
     def _resolve(self) -> None:
@@ -240,6 +241,10 @@ class ActorLink:
     def _tell(self) -> None:
         for callback in list(self.on_change):
             callback(self)
+
+
+def _same(error: HeadwayError) -> HeadwayError:
+    return error
 
 
 def _progress(status: ActorStatus) -> tuple[int, int]:

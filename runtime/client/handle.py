@@ -58,7 +58,8 @@ class ActorHandle:
 
     def __getattr__(self, name: str) -> ActorMethod:
         methods = self.__dict__.get("_methods")
-        if name.startswith("__") or (methods is not None and name not in methods):
+        # What is not known is tried, but for the names that libraries probe objects for (_repr_html_).
+        if name.startswith("__") or (name.startswith("_") if methods is None else name not in methods):
             raise AttributeError(f"actor class {self.__dict__.get('_class_name')!r} has no method {name!r}")
         return ActorMethod(self, name)
 

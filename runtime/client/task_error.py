@@ -37,6 +37,11 @@ def make_task_error(original: bytes, class_name: str, text: str, traceback: str,
 class _RemoteError(TaskError):
     """Shown as ``runtime.errors.TaskError``."""
 
+    @property
+    def cause(self) -> BaseException | None:
+        """Ray's name for ``__cause__``."""
+        return self.__cause__
+
     def __str__(self) -> str:
         class_name, text, traceback, where = vars(self)["_parts"]
         text = text.partition(REMOTE)[0]  # of an error that was passed on, which its traceback shows in full

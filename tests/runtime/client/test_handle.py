@@ -39,6 +39,7 @@ def test_unknown_and_uncalled_methods_are_told(handle: ActorHandle) -> None:
     assert "add" in dir(known)
     with pytest.raises(AttributeError, match="actor class 'Counter' has no method 'sub'"):
         known.sub  # noqa: B018
+    assert not hasattr(handle, "_repr_html_")
     with pytest.raises(ArgumentTypeError, match=r"write add.remote\(…\)"):
         known.add(1)
 

@@ -36,6 +36,7 @@ def test_is_both_and_shows_the_remote_traceback() -> None:
     assert error.code == 3
     assert str(error) == "A.f raised Custom: the text\n\nRemote traceback:\nTraceback…\n  line"
     assert isinstance(error.__cause__, Custom)
+    assert error.cause is error.__cause__  # type: ignore[attr-defined]
     assert type(error).__name__ == "TaskError(Custom)"
     assert error.remote_traceback.startswith("Traceback")
 
