@@ -84,7 +84,8 @@ def start() -> int:
     global wire, server
     ours, theirs = socket.socketpair()
     with theirs:
-        server = subprocess.Popen([sys.executable, *sys.argv, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        command = [sys.executable, __file__, *sys.argv[1:], str(theirs.fileno())]
+        server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
     wire = Wire(ours, is_batched=BATCHED)
     round_trip(0)
     return server.pid
@@ -98,14 +99,14 @@ def pin(cores: list[int]) -> None:
 
 def round_trip(_: int) -> None:
     wire.post(MESSAGE)
-    wire.inbox.get()
+    assert wire.inbox.get() is not None, "the other process ended"
 
 
 def round_trips(count: int) -> None:
     for _ in range(count):
         wire.post(MESSAGE)
     for _ in range(count):
-        wire.inbox.get()
+        assert wire.inbox.get() is not None, "the other process ended"
 
 
 if __name__ == "__main__":
