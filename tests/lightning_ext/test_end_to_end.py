@@ -53,9 +53,11 @@ with result.checkpoint.as_directory() as directory:
 
 @pytest.mark.process
 def test_objects_from_the_driver_train_in_the_ranks(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+    cwd = tmp_path / "cwd"
+    cwd.mkdir()
+    (cwd / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "script.py"], cwd=cwd, capture_output=True, text=True, timeout=100,
                           env=os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == ["2 1.0 1", "torch.Size([1, 1])"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "script.py"], "no lightning_logs, no second checkpoint"
+    assert sorted(path.name for path in cwd.iterdir()) == ["runs", "script.py"], "no lightning_logs, no second checkpoint"
