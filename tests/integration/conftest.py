@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,12 +69,12 @@ class Program:
         with self._changed:
             self._changed.notify_all()
 
-    def wait_line(self, condition: Callable[[str], bool], *, stderr: bool = False) -> str:
-        """The first line that fulfils the condition, as soon as it is printed."""
+    def wait_line(self, condition: Callable[[str], bool], *, stderr: bool = False, start: int = 0) -> str:
+        """The first line, from number ``start`` on, that fulfils the condition, as soon as it is printed."""
         lines = self.err if stderr else self.out
 
         def found() -> str | None:
-            return next((line for line in lines if condition(line)), None)
+            return next((line for line in lines[start:] if condition(line)), None)
 
         with self._changed:
             self._changed.wait_for(lambda: found() is not None or self.process.poll() is not None, DEADLINE_S)
@@ -115,44 +115,59 @@ class Program:
 
 @dataclass
 class Sandbox:
-    """A HOME, a temporary directory and a working directory of the test's own, and a way to start programs in them."""
+    """A HOME, a temporary directory and a working directory of the test's own, and a way to start programs in them.
+
+    ``on`` of the methods: the command that runs another one on a host that is not this one.
+    """
 
     path: Path
     marker: str
     programs: list[Program] = field(default_factory=list)
+    temporary: list[Path] = field(default_factory=list)  # directories that have to be empty at the end
 
     def environment(self, **extra: str) -> dict[str, str]:
         keep = {name: value for name, value in os.environ.items() if name in {"PATH", "LANG", "HEADWAY_TIME_SCALE"}}
         return keep | {"HOME": str(self.path / "home"), "TMPDIR": str(self.path / "tmp"), "HEADWAY_TEST": self.marker,
                        "TORCHINDUCTOR_CACHE_DIR": str(self.path / "inductor"), "PYTHONWARNINGS": "default", "PYTHONUNBUFFERED": "1"} | extra
 
-    def start(self, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> Program:
-        process = subprocess.Popen([sys.executable, *command], cwd=cwd or self.path / "cwd", env=self.environment(**(env or {})), text=True,
-                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    def start(self, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None, on: Sequence[str] = ()) -> Program:
+        process = subprocess.Popen([*on, sys.executable, *command], cwd=cwd or self.path / "cwd", env=self.environment(**(env or {})),
+                                   stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   start_new_session=True)
         program = Program(process, self.marker)
         self.programs.append(program)
         return program
 
-    def example(self, name: str, *arguments: str, env: dict[str, str] | None = None) -> Program:
-        return self.start(str(ROOT / "examples" / name), "--storage-path", str(self.path / "results"), *arguments, env=env)
+    def example(self, name: str, *arguments: str, env: dict[str, str] | None = None, on: Sequence[str] = ()) -> Program:
+        return self.start(str(ROOT / "examples" / name), "--storage-path", str(self.path / "results"), *arguments, env=env, on=on)
 
-    def script(self, text: str, *arguments: str, name: str = "script.py", env: dict[str, str] | None = None) -> Program:
+    def script(self, text: str, *arguments: str, name: str = "script.py", env: dict[str, str] | None = None,
+               on: Sequence[str] = ()) -> Program:
         (self.path / "cwd" / name).write_text(text)
-        return self.start(name, *arguments, env=env)
+        return self.start(name, *arguments, env=env, on=on)
 
     def survivors(self) -> list[str]:
         return [f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')}"
                 for pid in processes_with(self.marker) if Path(f"/proc/{pid}").exists()]
 
 
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
+@contextlib.contextmanager
+def open_sandbox() -> Iterator[Sandbox]:
     """Checks at the end that no process, and nothing in the temporary directory, is left."""
     path = Path(tempfile.mkdtemp(prefix="hwt-", dir="/tmp"))
     for name in ("home", "tmp", "cwd"):
         (path / name).mkdir()
-    box = Sandbox(path, f"test-{uuid.uuid4().hex}")
-    yield box
+    box = Sandbox(path, f"test-{uuid.uuid4().hex}", temporary=[path / "tmp"])
+    try:
+        yield box
+    finally:
+        left, files = _close(box)
+    assert not left, f"still running after the test: {left}"
+    assert not files, f"left in the temporary directory: {files}"
+
+
+def _close(box: Sandbox) -> tuple[list[str], list[str]]:
+    """End what runs and remove what there is. Returns: what should not have been there any more."""
     running = [program for program in box.programs if program.process.poll() is None]
     for program in running:
         program.process.send_signal(signal.SIGTERM)
@@ -167,10 +182,23 @@ def sandbox() -> Iterator[Sandbox]:
     for pid in processes_with(box.marker):
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-    files = sorted(entry.name for entry in (path / "tmp").iterdir())
-    subprocess.run(["rm", "-rf", str(path)], check=True)
-    assert not left, f"still running after the test: {left}"
-    assert not files, f"left in the temporary directory: {files}"
+    files = sorted(str(entry) for directory in box.temporary for entry in directory.iterdir())
+    subprocess.run(["rm", "-rf", str(box.path)], check=True)
+    return left, files
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """One for this test alone."""
+    with open_sandbox() as box:
+        yield box
+
+
+@pytest.fixture(scope="module")
+def module_sandbox() -> Iterator[Sandbox]:
+    """One for all tests of a module, where what has to run first takes long to start."""
+    with open_sandbox() as box:
+        yield box
 
 
 @dataclass
