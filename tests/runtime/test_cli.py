@@ -26,7 +26,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"headway {runtime.__version__}\n"
     assert main(["--help"]) == 0
-    assert "run SCRIPT" in capsys.readouterr().out
+    assert "SCRIPT [ARGS ...]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
