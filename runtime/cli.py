@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
 import sys
@@ -18,7 +19,9 @@ USAGE = """usage: headway [--version] [--help] COMMAND ...
 commands:
   head [OPTIONS]           start a head on this host (python -m runtime.head)
   worker [OPTIONS]         join this host to a cluster (python -m runtime.worker)
-  run SCRIPT [ARGS ...]    run a Python script; `train` and `lightning_ext` are ours in it, whatever it is called
+  run [--address HOST:PORT] SCRIPT [ARGS ...]
+                           run a Python script; `train` and `lightning_ext` are ours in it, whatever it is called. An embedded
+                           cluster is started before the script's own imports, unless there is one to join.
   status [--json]          nodes, runs, actors, and why something waits
   logs NAME|RUN [--rank N] [-f]
   stacks NAME|RUN [--rank N]
@@ -26,6 +29,8 @@ commands:
 
 `headway COMMAND --help` lists its options.
 """
+# What a TorchTrainer's ranks want at least.
+PRELOAD = ("torch", "torch._dynamo", "fsspec")
 MODULES = {"head": "runtime.head", "worker": "runtime.worker"}
 
 
@@ -54,13 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    address = ""
+    if len(arguments) > 1 and arguments[0] == "--address":
+        address, arguments = arguments[1], arguments[2:]
     if not arguments or arguments[0].startswith("-"):
-        print("usage: headway run SCRIPT [ARGS ...]", file=sys.stderr)
+        print("usage: headway run [--address HOST:PORT] SCRIPT [ARGS ...]", file=sys.stderr)
         return 2
     script = arguments[0]
     if not os.path.isfile(script):
         print(f"headway run: there is no file {script!r}.", file=sys.stderr)
         return 2
+    if address:
+        os.environ["HEADWAY_ADDRESS"] = address  # also for what the script starts
+    if os.environ.get("HEADWAY_ADDRESS") in (None, "", "local"):
+        _prepare_cluster()
     sys.argv = arguments
     # As `python SCRIPT` does, and instead of this program's directory.
     sys.path[:0 if sys.flags.safe_path else 1] = [os.path.dirname(os.path.abspath(script))]
@@ -70,6 +82,14 @@ def _run(arguments: list[str]) -> int:
         traceback.print_exception(type(exc), exc, _of_script(exc.__traceback__, script))
         return 1
     return 0
+
+
+def _prepare_cluster() -> None:
+    """While the script imports torch, so does the zygote; what is not used is gone with this process."""
+    from runtime.client import init
+    from runtime.local import begin_embedded
+
+    init.prepare(begin_embedded(preload=PRELOAD if importlib.util.find_spec("torch") is not None else ()))
 
 
 def _of_script(trace: TracebackType | None, script: str) -> TracebackType | None:

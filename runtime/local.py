@@ -30,7 +30,7 @@ from runtime.pinned import ROOT
 if TYPE_CHECKING:
     from runtime.worker.daemon import WorkerDaemon
 
-__all__ = ["Embedded", "main", "start_embedded"]
+__all__ = ["Embedded", "Starting", "begin_embedded", "main", "start_embedded"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,33 +65,56 @@ class Embedded:
         _unlist(self.process.pid)
 
 
+class Starting:
+    """An embedded cluster on its way; ``wait`` or ``close`` must be called."""
+
+    def __init__(self, process: subprocess.Popen[bytes], told: int) -> None:
+        self._process = process
+        self._told = told
+
+    def wait(self) -> Embedded:
+        """The cluster, when its node has joined. Raises: HeadLostError: it did not start; its own words are on stderr."""
+        try:
+            answer = _read_answer(self._told)
+        except BaseException:
+            self.close()
+            raise
+        if "error" in answer:
+            self.close()
+            raise HeadLostError(f"The embedded cluster did not start: {answer['error']}")
+        os.close(self._told)
+        return Embedded(self._process, answer["address"], bytes.fromhex(answer["token"]), answer["session_dir"])
+
+    def close(self) -> None:
+        """Nobody wants it: end the process."""
+        os.close(self._told)
+        _end(self._process)
+
+
 def start_embedded(*, num_cpus: float | None, num_gpus: float | None, resources: dict[str, float] | None,
                    preload: Sequence[str]) -> Embedded:
     """Start the child process and wait until its node has joined.
 
     Raises: HeadLostError: it did not start; its own words are on stderr.
     """
+    return begin_embedded(num_cpus=num_cpus, num_gpus=num_gpus, resources=resources, preload=preload).wait()
+
+
+def begin_embedded(*, num_cpus: float | None = None, num_gpus: float | None = None, resources: dict[str, float] | None = None,
+                   preload: Sequence[str] = ()) -> Starting:
+    """Start the child process."""
     told, tell = os.pipe()
     options = json.dumps({"driver_pid": os.getpid(), "ready_fd": tell, "num_cpus": num_cpus, "num_gpus": num_gpus,
                           "resources": resources or {}, "preload": list(preload)})
     try:
         process = subprocess.Popen([sys.executable, "-P", "-c", BOOT, options], stdin=subprocess.DEVNULL,
                                    stdout=sys.__stderr__ or subprocess.DEVNULL, pass_fds=(tell,), start_new_session=True)
-        os.close(tell)
-        tell = -1
-        try:
-            answer = _read_answer(told)
-        except BaseException:
-            _end(process)
-            raise
-    finally:
+    except BaseException:
         os.close(told)
-        if tell >= 0:
-            os.close(tell)
-    if "error" in answer:
-        _end(process)
-        raise HeadLostError(f"The embedded cluster did not start: {answer['error']}")
-    return Embedded(process, answer["address"], bytes.fromhex(answer["token"]), answer["session_dir"])
+        raise
+    finally:
+        os.close(tell)
+    return Starting(process, told)
 
 
 def _read_answer(fd: int) -> dict[str, str]:
@@ -109,7 +132,7 @@ def _read_answer(fd: int) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, on which it cleans up; SIGKILL when that takes too long, or when Ctrl-C comes a second time."""
+    """SIGTERM, on which it cleans up; SIGKILL when that takes too long, or when the wait is interrupted."""
     try:
         if process.poll() is None:
             process.terminate()

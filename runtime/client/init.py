@@ -13,19 +13,37 @@ import sys
 import threading
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol
 
 from runtime.client.arguments import ClusterArguments, checked_init
+from runtime.client.interrupts import interrupts_deferred
 from runtime.client.io_thread import IoThread
 from runtime.client.session import EmbeddedCluster, Session
 from runtime.errors import AlreadyInitializedError, AuthenticationError, HeadLostError, NotInitializedError
 from runtime.ids import new_job_id, short
 from runtime.wire.peer import Identity
 
-__all__ = ["ClientContext", "current_session", "init", "is_initialized", "open_session", "session_or_init", "shutdown"]
+__all__ = ["ClientContext", "current_session", "init", "is_initialized", "open_session", "prepare", "session_or_init", "shutdown"]
 
 _session: Session | None = None
 _lock = threading.RLock()
+_prepared: StartingCluster | None = None
+
+
+class StartingCluster(Protocol):
+    """An embedded cluster that was begun before anybody called ``init``."""
+
+    def wait(self) -> EmbeddedCluster:
+        """The cluster, when it is ready."""
+
+    def close(self) -> None:
+        """Nobody wants it."""
+
+
+def prepare(starting: StartingCluster) -> None:
+    """Have the next ``init`` use this cluster, if it wants an embedded one without further wishes; else it is ended."""
+    global _prepared
+    _prepared = starting
 
 
 def init(address: str | None = None, *, num_cpus: float | None = None, num_gpus: float | None = None,
@@ -57,8 +75,12 @@ def shutdown() -> None:
     global _session
     with _lock:
         session, _session = _session, None
-        if session is not None:
-            session.close()
+        try:
+            if session is not None:
+                session.close()
+        finally:
+            if (prepared := _take_prepared()) is not None:
+                prepared.close()
 
 
 def is_initialized() -> bool:
@@ -117,15 +139,26 @@ class ClientContext:
         return f"<ClientContext of the cluster at {self.address}>"
 
 
+def _take_prepared() -> StartingCluster | None:
+    global _prepared
+    prepared, _prepared = _prepared, None
+    return prepared
+
+
 def _open_driver(arguments: ClusterArguments, log_to_driver: bool) -> Session:
     embedded: EmbeddedCluster | None = None
     no_token: AuthenticationError | None = None
     address, token = arguments.address, b""
+    wishes = {"num_cpus": arguments.num_cpus, "num_gpus": arguments.num_gpus, "resources": arguments.resources}
+    prepared = _take_prepared()
+    if prepared is not None and (address is not None or any(wish is not None for wish in wishes.values())):
+        prepared.close()
+        prepared = None
     try:
         if address is None:
             # Started by name: it stands above this layer.
-            embedded = cluster = import_module("runtime.local").start_embedded(
-                num_cpus=arguments.num_cpus, num_gpus=arguments.num_gpus, resources=arguments.resources, preload=arguments.preload)
+            embedded = cluster = prepared.wait() if prepared is not None else import_module("runtime.local").start_embedded(
+                **wishes, preload=arguments.preload)
             address, token = cluster.address, cluster.token
         else:
             try:
@@ -173,9 +206,14 @@ def _open_in_actor() -> Session | None:
 
 def _forget() -> None:
     """In a forked child: the session, its thread and its sockets are the parent's."""
-    global _session, _lock
-    _session, _lock = None, threading.RLock()
+    global _session, _lock, _prepared
+    _session, _lock, _prepared = None, threading.RLock(), None
 
 
 os.register_at_fork(after_in_child=_forget)
-atexit.register(shutdown)
+
+
+@atexit.register
+def _shutdown_at_exit() -> None:
+    with interrupts_deferred(then_raise=False):  # the process ends anyway
+        shutdown()

@@ -30,8 +30,9 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
-    ([], "a command is missing"), (["frobnicate"], "unknown command 'frobnicate'"), (["run"], "usage: headway run SCRIPT"),
-    (["run", "--fast"], "usage: headway run SCRIPT"), (["run", "missing.py"], "there is no file 'missing.py'"),
+    ([], "a command is missing"), (["frobnicate"], "unknown command 'frobnicate'"),
+    (["run"], "usage: headway run [--address HOST:PORT] SCRIPT"),
+    (["run", "--fast"], "usage: headway run [--address HOST:PORT] SCRIPT"), (["run", "missing.py"], "there is no file 'missing.py'"),
 ])
 def test_bad_command_lines_exit_with_2(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2

@@ -220,3 +220,34 @@ def test_after_a_stop_the_driver_can_begin_anew(desk: Desk) -> None:
     assert desk.headway("stop")[0] == 0
     out, err = driver.communicate(timeout=WAIT_S)
     assert (driver.returncode, out) == (0, "1\n"), err
+
+
+RUN = """
+import json, os, sys
+import runtime
+from runtime.client import init
+prepared = init._prepared
+assert (prepared is not None) == bool(int(sys.argv[1])), prepared
+pid = prepared._process.pid if prepared is not None else 0
+runtime.init(**json.loads(sys.argv[2]))
+print(runtime.cluster_resources()["CPU"], pid == init._session.embedded.process.pid)
+"""
+
+
+def test_run_starts_the_cluster_that_init_picks_up(desk: Desk) -> None:
+    (desk.path / "script.py").write_text(RUN)
+    code, out, err = desk.headway("run", "script.py", "1", "{}")
+    assert (code, out.split()[1], err) == (0, "True", "")
+    code, out, err = desk.headway("run", "script.py", "1", '{"num_cpus": 7}')  # with a wish it is another one
+    assert (code, out, err) == (0, "7.0 False\n", "")
+    code, _, err = desk.headway("run", "script.py", "0", "{}", HEADWAY_ADDRESS="127.0.0.1:1")
+    assert code == 1 and "127.0.0.1:1" in err
+    code, _, err = desk.headway("run", "--address", "127.0.0.1:1", "script.py", "0", "{}")
+    assert code == 1 and "127.0.0.1:1" in err
+
+
+@pytest.mark.parametrize("last", ["", "raise SystemExit(3)", "import os; os._exit(3)", "import os; os.kill(os.getpid(), 9)",
+                                  "import os; os.fork() or os._exit(3); os.wait()"])
+def test_run_leaves_nothing_of_a_cluster_that_nobody_wanted(desk: Desk, last: str) -> None:
+    (desk.path / "script.py").write_text(last)  # the fixture looks for what is left
+    assert desk.headway("run", "script.py")[0] == (0 if not last or "wait" in last else -9 if "kill" in last else 3)
