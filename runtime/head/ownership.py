@@ -6,6 +6,8 @@ connection stays away for longer than its lease.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from runtime.errors import ActorNotFoundError, ArgumentError, FencedError, HeadLostError, NotInitializedError
 from runtime.head import supervision
 from runtime.head.actor import Stop
@@ -86,9 +88,12 @@ def close_job(state: State, client: Client, message: CloseJob, call_id: int, now
     if message.reason and job.state is JobState.OPEN:
         for owner in job.owners.values():
             state.tell(owner, JobStopped(message.reason), last=False)
+        for key, run in state.runs.items():
+            if run.job_id == job.job_id and not run.is_over:  # its driver can't tell
+                state.runs[key] = replace(run, state="stopped", is_over=True)
         _begin_closing(state, job, Stop(state.limits.stop_grace_s, message.reason), now)
         return
-    for group in job.groups.values() if job.state is JobState.CLOSING else ():
+    for group in list(job.groups.values()) if job.state is JobState.CLOSING else ():
         supervision.stop(state, group.living, Stop(0.0, "its job was closed"), now)  # what is left of a grace is over
     _begin_closing(state, job, Stop(0.0, "its job was closed"), now)
 

@@ -109,7 +109,9 @@ def test_a_job_that_somebody_stops_has_a_grace_and_its_driver_is_told(world: Any
     node, driver = world.node("a"), world.driver()
     driver.create("x")
     node.ready("x")
+    world.send(driver.conn, run())
     asked = world.begin(world.connect("cli"), wire.CloseJob("job-1", "stopped by alice"))
+    assert [(r.state, r.is_over) for r in picture(world).runs] == [("stopped", True)]
     assert driver.take(wire.JobStopped) == [wire.JobStopped("stopped by alice")]
     [stop] = node.take(wire.StopActors)
     assert (stop.actor_ids, stop.grace_s, stop.reason) == (("x",), world.limits.stop_grace_s, "stopped by alice")
