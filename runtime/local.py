@@ -207,10 +207,10 @@ async def _serve(options: dict[str, Any], ready: TextIO) -> int:
         return 1
     finally:
         unwatch()
-        logging.getLogger().setLevel(logging.ERROR)  # that connections close now is no news
+        logging.getLogger().setLevel(logging.CRITICAL)  # that connections close now is no news
+        await server.close()  # first: it ends the jobs, for which it needs the daemon
         if daemon is not None:
             await daemon.close("the embedded cluster ends")
-        await server.close()
         shutil.rmtree(session_dir, ignore_errors=True)
         _unlist(os.getpid())
     return 0

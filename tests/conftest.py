@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,16 @@ import pytest
 import uvloop
 
 os.environ.setdefault("HEADWAY_TIME_SCALE", "0.3")  # before runtime.limits is imported: times of process tests
+uvloop.new_event_loop().close()  # libuv opens a pipe for the whole process with its first loop
+
+# A temporary directory of this run's own, so that what another run leaves is not taken for ours; short, for Unix sockets.
+_TMP = tempfile.mkdtemp(prefix="hwp-", dir="/tmp")
+os.environ["TMPDIR"] = tempfile.tempdir = _TMP
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what tests keep for a look after a failure."""
+    shutil.rmtree(_TMP, ignore_errors=True)
 
 
 def _debug_loop() -> asyncio.AbstractEventLoop:
@@ -79,8 +91,6 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("asyncio") is not None:
         yield  # the loop of an async test owns descriptors beyond this fixture; its own check is no_stray_tasks
         return
-    import tempfile
-
     root = tempfile.gettempdir()
     before = {"fds": _open_fds(), "children": _children(), "threads": {t.name for t in threading.enumerate()},
               "shm": set(os.listdir("/dev/shm")), "tmp_root": root,
@@ -95,9 +105,6 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A directory whose path is short enough for Unix sockets."""
-    import shutil
-    import tempfile
-
     path = Path(tempfile.mkdtemp(prefix="hwt-", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)

@@ -139,6 +139,9 @@ def _takes_config(owner: str, function: object, config: object) -> bool:
     if not callable(function):
         raise ArgumentTypeError(f"{owner}(train_loop_per_worker={function!r:.80}): got {type(function).__name__}; pass a function that "
                                 "takes nothing, or the config dict.")
+    if any(test(function) for test in (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction)):
+        raise ArgumentTypeError(f"{owner}(train_loop_per_worker={function!r:.80}): calling it would only make a coroutine or generator; "
+                                "pass a plain function. One that needs an event loop can call asyncio.run() inside.")
     try:
         signature = inspect.signature(function)
     except ValueError:  # a builtin without a signature

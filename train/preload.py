@@ -20,6 +20,7 @@ __all__ = ["modules_of"]
 
 # Functions and classes of the user that are looked into: more than scripts have, and an end for generated code.
 MAX_OBJECTS = 1000
+OURS = ("runtime", "train", "lightning_ext")
 
 
 def modules_of(*roots: object) -> tuple[str, ...]:
@@ -36,6 +37,8 @@ def modules_of(*roots: object) -> tuple[str, ...]:
         top = name.partition(".")[0] if isinstance(name, str) else ""
         if _is_installed(top):
             found.add(top)
+        elif top in OURS:
+            continue  # its needs are the backend's business
         elif not isinstance(value, types.ModuleType):
             todo += _parts(value, found)
     return tuple(sorted(found))
@@ -79,7 +82,7 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _is_installed(top: str) -> bool:
-    if not top or top in sys.stdlib_module_names or top in ("__main__", "runtime", "train", "lightning_ext"):
+    if not top or top in sys.stdlib_module_names or top == "__main__" or top in OURS:
         return False
     module = sys.modules.get(top)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from runtime.client.created_actors import CreatedActors
 from runtime.client.death import UNKNOWN_END
 from runtime.client.handle import ActorHandle
 from runtime.client.init import session_or_init
+from runtime.client.interrupts import interrupts_deferred
 from runtime.client.object_ref import ObjectRef, failed, get, value
 from runtime.client.placement_group import checked_bundles, checked_strategy
 from runtime.client.remote import checked_class, prepare_actors
@@ -87,11 +89,12 @@ class Gang:
     def stop(self, grace_s: float = 0.0, reason: str = "") -> list[ExitEvidence]:
         """End all members and release their resources; returns how each ended, when all are gone.
 
-        Args: grace_s: they are asked first (``stop_requested()``) and killed after it.
+        Args: grace_s: they are asked first (``stop_requested()``) and killed after it. Ctrl-C ends the grace; at 0 it waits for the kill.
         """
         session = self._created.session
         session.check_open()
-        return session.io.run(self._stop(grace_s, reason), "stop a gang")
+        with interrupts_deferred() if grace_s == 0 else contextlib.nullcontext():
+            return session.io.run(self._stop(grace_s, reason), "stop a gang")
 
     def wait_logs(self, timeout_s: float = LIMITS.log_flush_s) -> bool:
         """Whether the last line of every member that ran was shown within ``timeout_s``."""

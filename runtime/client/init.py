@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from runtime.client.arguments import ClusterArguments, checked_init
+from runtime.client.interrupts import interrupts_deferred
 from runtime.client.io_thread import IoThread
 from runtime.client.session import EmbeddedCluster, Session
 from runtime.errors import AlreadyInitializedError, AuthenticationError, HeadLostError, NotInitializedError
@@ -214,4 +215,5 @@ os.register_at_fork(after_in_child=_forget)
 
 @atexit.register
 def _shutdown_at_exit() -> None:
-    shutdown()
+    with interrupts_deferred(then_raise=False):  # the process ends anyway
+        shutdown()

@@ -62,8 +62,17 @@ class IoThread:
             except BaseException as exc:  # noqa: BLE001 - the waiting thread raises it
                 outcome.set_exception(exc)
 
+        def ended(task: asyncio.Task[None]) -> None:
+            steps.close()  # a task that is cancelled before its first step never tells
+            outcome.cancel()
+
+        def begin() -> None:
+            task = self.start(tell(), name)
+            task.add_done_callback(ended)
+            tasks.append(task)
+
         try:
-            self.post(lambda: tasks.append(self.start(tell(), name)))
+            self.post(begin)
         except NotInitializedError:
             steps.close()
             raise

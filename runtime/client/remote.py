@@ -124,6 +124,8 @@ def remote(*args: Any, **options: Any) -> RemoteClass | Callable[[type], RemoteC
     checked = Options({}).changed(options)
     return lambda cls: RemoteClass(_checked_plain_class(cls), checked)
 
+ASYNC_FLAGS = 0x80 | 0x200  # inspect.CO_COROUTINE and CO_ASYNC_GENERATOR; importing inspect costs 10 ms
+
 
 def checked_class(cls: object, function: str) -> type:
     """The plain class of a decorated or plain one. Raises: ArgumentTypeError: it is none."""
@@ -131,6 +133,14 @@ def checked_class(cls: object, function: str) -> type:
         return cls._cls
     if not isinstance(cls, type):
         raise ArgumentTypeError(f"{function}() takes a class, not {type(cls).__name__}.")
+    return _without_async(cls)
+
+
+def _without_async(cls: type) -> type:
+    for name, member in vars(cls).items():
+        if getattr(getattr(member, "__code__", None), "co_flags", 0) & ASYNC_FLAGS:
+            raise ArgumentTypeError(f"{cls.__name__}.{name}() is an `async def`, which actors do not run yet: make it a plain method; "
+                                    "it may call asyncio.run() inside.")
     return cls
 
 
@@ -194,7 +204,7 @@ def _global_of(cls: type) -> Any:
 
 def _checked_plain_class(cls: Any) -> type:
     if isinstance(cls, type):
-        return cls
+        return _without_async(cls)
     if isinstance(cls, RemoteClass):
         raise ArgumentTypeError(f"{cls!r} is decorated by @remote twice.")
     if callable(cls):

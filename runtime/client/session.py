@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from runtime.client import logs
 from runtime.client.actor_link import ActorLink, Failure
+from runtime.client.interrupts import interrupts_deferred
 from runtime.client.io_thread import IoThread
 from runtime.client.notice import say
 from runtime.client.run_news import RunNews
@@ -110,12 +111,13 @@ class Session:
         if self._is_closed:
             return
         self._is_closed = True
-        try:
-            self.io.run(self._close(), "close the session")
-        finally:
-            self.io.stop()
-            if self.embedded is not None:
-                self.embedded.close()
+        with interrupts_deferred():
+            try:
+                self.io.run(self._close(), "close the session")
+            finally:
+                self.io.stop()
+                if self.embedded is not None:
+                    self.embedded.close()
 
     def check_open(self) -> None:
         """Raise what ended the session, if it has ended."""

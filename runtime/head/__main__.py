@@ -123,10 +123,22 @@ def _write(path: Path, text: str) -> None:
 
 def _write_record(address: str, token_path: Path) -> None:
     record = {"address": address, "token_file": str(token_path), "pid": os.getpid()}
+    if (other := _recorded_head()) is not None:
+        logging.warning("%s names the head with pid %s, which runs: address=\"auto\" goes there", RECORD, other)
+        return
     try:
         _write(RECORD.expanduser(), json.dumps(record) + "\n")
     except OSError as exc:
         logging.warning("cannot write %s (%s): address=\"auto\" will not find this head", RECORD, exc)
+
+
+def _recorded_head() -> int | None:
+    """The pid of a head of this user that is running and is the one that is found."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        pid = int(json.loads(RECORD.expanduser().read_text(encoding="utf-8"))["pid"])
+        if pid != os.getpid() and b"head" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    return None
 
 
 def _remove_record() -> None:

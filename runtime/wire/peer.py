@@ -263,6 +263,7 @@ async def connect_retrying(address: str, *, token: bytes, identity: Identity, on
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within_s
     pause_s = limits.redial_min_s
+    told = False
     while True:
         try:
             return await connect(address, token=token, identity=identity, on_message=on_message, on_close=on_close, target=target,
@@ -273,6 +274,9 @@ async def connect_retrying(address: str, *, token: bytes, identity: Identity, on
             wait_s = random.uniform(0, pause_s)  # full jitter: many who lost one head do not come back in step
             if loop.time() + wait_s >= deadline:
                 raise ConnectError(f"{exc} after {within_s:g} s; is `python -m runtime.head` running there? Is there a firewall?") from exc
+            if not told:
+                told = True
+                logger.warning("%s; trying for %g s", exc, within_s)
         await asyncio.sleep(wait_s)
         pause_s = min(2 * pause_s, limits.redial_max_s)
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,24 @@ def test_ctrl_c_ends_training_and_all_its_processes(sandbox: Any, example: str) 
     program.process.send_signal(signal.SIGINT)
     assert program.wait() == -signal.SIGINT  # a shell calls it 130
     assert not sandbox.survivors()
+
+
+@pytest.mark.parametrize("gap_s", [0.005, 0.05])
+def test_impatient_ctrl_c_leaves_nothing_either(sandbox: Any, gap_s: float) -> None:
+    program = sandbox.example("digits_torch.py", "--max-epochs", "50")
+    program.wait_line(lambda line: line.lstrip().startswith("epoch"))
+    for _ in range(4):
+        program.process.send_signal(signal.SIGINT)
+        time.sleep(gap_s)  # what is tested is this rhythm
+    assert program.wait() == -signal.SIGINT
+    assert not sandbox.survivors()
+
+
+def test_sigkill_of_the_driver_of_an_embedded_cluster(sandbox: Any) -> None:
+    program = sandbox.example("digits_torch.py", "--max-epochs", "50")
+    program.wait_line(lambda line: line.lstrip().startswith("epoch"))
+    program.process.kill()
+    program.wait()  # that nothing is left is what the sandbox checks at its end
 
 
 def test_sigkill_of_the_driver_closes_its_job(sandbox: Any, cluster: Any) -> None:

@@ -91,7 +91,8 @@ SCRIPT = """
     result = TorchTrainer(train_func, train_loop_config={"pids": PIDS}, scaling_config=ScalingConfig(num_workers=2),
                           run_config=RunConfig(storage_path="results", failure_config=FailureConfig(max_failures=KILLS + 5))).fit()
     recoveries.sort()
-    print(json.dumps({"path": result.path, "kills": len(recoveries), "median_s": recoveries[len(recoveries) // 2], "max_s": recoveries[-1]}))
+    print(json.dumps({"path": result.path, "kills": len(recoveries), "median_s": recoveries[len(recoveries) // 2],
+                      "max_s": recoveries[-1]}))
 """
 
 

@@ -145,3 +145,20 @@ async def test_on_a_loop_of_somebody_else() -> None:
     io.stop()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def test_ctrl_c_before_the_first_step_does_not_wait_for_ever() -> None:
+    io = IoThread()
+    try:
+        gate = threading.Event()
+        io.post(gate.wait)  # so that the start and its cancellation fall into one turn of the loop
+        io.post(lambda: None)
+
+        async def never() -> None:
+            raise AssertionError("cancelled before it ran")
+
+        threading.Timer(0.05, lambda: (signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT), gate.set())).start()
+        with pytest.raises((KeyboardInterrupt, AssertionError)):
+            io.run(never(), "never")
+    finally:
+        io.stop()

@@ -528,7 +528,7 @@ def test_P3_a_peer_that_does_not_read_is_closed_with_the_figures() -> None:
     a, _ = open_pair()
     a.connection.send(Item(1, 0), [bytes(3000)])
     pattern = r"b does not read: \d+ bytes are waiting for it, the limit is 4 x \(20000 \+ 30"
-    with pytest.raises(ConnectionLostError, match=pattern):  # noqa: PT012
+    with pytest.raises(ConnectionLostError, match=pattern):
         while True:
             a.connection.send(Heartbeat(1))
     assert a.connection.state is State.CLOSING
