@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -134,7 +135,8 @@ def network(module_sandbox: Any) -> Iterator[Network]:
     why = _missing()
     if why:
         pytest.skip(why)
-    run = f"hw{secrets.token_hex(4)}"
+    _sweep()
+    run = f"hw{os.getpid()}"
     subnet = f"10.{secrets.choice(range(64, 128))}.{secrets.choice(range(256))}"
     switch, made = f"{run}-switch", []
     try:
@@ -157,6 +159,14 @@ def network(module_sandbox: Any) -> Iterator[Network]:
         for program in module_sandbox.programs:
             program.process.wait(30)
         for name in made:
+            ip("netns", "del", name)
+
+
+def _sweep() -> None:
+    """Namespaces of a run that was killed, before it could remove them."""
+    for name in os.listdir("/run/netns") if os.path.isdir("/run/netns") else ():
+        owner = re.fullmatch(r"hw(\d+)-\w+", name)
+        if owner and not os.path.exists(f"/proc/{owner[1]}"):
             ip("netns", "del", name)
 
 
