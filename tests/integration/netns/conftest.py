@@ -1,8 +1,8 @@
 """Three hosts, a head on a fourth and a driver on a fifth, each a network namespace on one switch; everything is gone with the namespaces.
 
 Each host has two interfaces. The wrong one comes first by name and by index, has the default route, the same address on every host (like
-``docker0``) and the host's name; it leads nowhere. Whoever guesses an interface guesses that one. Temporary directory, home and /etc/hosts
-are each host's own, so that nothing but the network and the results' directory is shared.
+``docker0``) and the host's name; it leads nowhere. Whoever guesses an interface guesses that one. Temporary directory, home and names are
+each host's own, so that nothing but the network and the results' directory is shared.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import pytest
 
 RIGHT, DECOY = "zz0", "aa0"
 DECOY_ADDRESS = "10.254.1.1"
-# $0 name, $1 what is the host's own, $2 where that is to be seen
-ENTER = ('hostname "$0"; mount --bind "$1/hosts" /etc/hosts; mount --bind "$1/tmp" "$2/tmp"; mount --bind "$1/home" "$2/home"; '
-         'shift 2; exec "$@"')
+# $0 name, $1 what is the host's own, $2 where tmp and home are to be seen
+ENTER = ('hostname "$0"; for file in hosts resolv.conf; do mount --bind "$1/$file" "/etc/$file"; done; '
+         'for folder in tmp home; do mount --bind "$1/$folder" "$2/$folder"; done; shift 2; exec "$@"')
 
 
 def ip(*arguments: str) -> None:
@@ -180,6 +180,8 @@ def _wire(host: Host) -> None:
     for directory in ("tmp", "home"):
         (host.own / directory).mkdir(parents=True)
     (host.own / "hosts").write_text(f"127.0.0.1 localhost\n::1 localhost\n{DECOY_ADDRESS} {host.name}\n")
+    # No name server, instead of one behind the decoy: c10d looks up who connects to its store, and would wait for the resolver's time-outs.
+    (host.own / "resolv.conf").write_text("nameserver 127.0.0.1\n")
     ip("-n", host.switch, "link", "add", f"{host.name}-x", "type", "veth", "peer", "name", DECOY, "netns", host.namespace)
     ip("-n", host.switch, "link", "set", f"{host.name}-x", "up")
     ip("-n", host.switch, "link", "add", host.name, "type", "veth", "peer", "name", RIGHT, "netns", host.namespace)
