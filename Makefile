@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 soak: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m soak -s tests/soak
+	$(BIN)/python -m pytest -m soak -s
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

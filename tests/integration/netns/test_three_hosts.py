@@ -13,7 +13,7 @@ import pytest
 
 from runtime.limits import LIMITS
 
-pytestmark = [pytest.mark.process, pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.soak, pytest.mark.process, pytest.mark.root, pytest.mark.timeout(300)]
 
 CALLS_BETWEEN_HOSTS = """
 import os
