@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 import runtime
 from runtime.errors import (
@@ -27,7 +26,6 @@ from runtime.errors import (
 )
 
 pytestmark = pytest.mark.process
-uvloop.new_event_loop().close()  # libuv opens a pipe with the first loop of a process, and keeps it
 
 ROOT = Path(runtime.__file__).parents[1]
 WAIT_S = 60

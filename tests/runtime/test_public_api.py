@@ -15,7 +15,6 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
-import uvloop
 
 import runtime
 from runtime.errors import (
@@ -29,7 +28,6 @@ from runtime.errors import (
 )
 
 pytestmark = pytest.mark.process
-uvloop.new_event_loop().close()  # libuv opens a pipe with the first loop of a process, and keeps it
 
 WAIT_S = 60
 

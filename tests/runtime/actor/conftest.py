@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import uvloop
 
 from runtime.client.io_thread import IoThread
 from runtime.wire.peer import Peer, peer_pair
-
-uvloop.new_event_loop().close()  # libuv opens a pipe at its first loop and keeps it: not a leak of a test
 
 
 class Pair:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from runtime.client import init as init_module
 from runtime.client.actor_link import ActorLink
@@ -38,8 +37,6 @@ from runtime.wire.messages import (
     Subscribe,
 )
 from runtime.wire.peer import Identity, Listener, Peer, Received, host_id, listen
-
-uvloop.new_event_loop().close()  # libuv opens a pipe with the first loop of a process, and keeps it
 
 TOKEN = b"t" * 32
 NODE = NodeFacts(node_id="n1", name="node-a", host_id=host_id(), pid=1, host="127.0.0.1", port=0, interface="lo", resources={"CPU": 4.0},
